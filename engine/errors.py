@@ -1,0 +1,55 @@
+"""Every error padless raises on purpose: one hierarchy, one line each.
+
+A message names the file, field or row, says what was found and what was expected, and fits on one line,
+so that the command line can print it as it is and a log can be searched for it.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BackendError",
+    "ConfigError",
+    "InputError",
+    "JobError",
+    "ModelNotFoundError",
+    "OptionError",
+    "PadlessError",
+    "TokenizerError",
+    "WeightsError",
+]
+
+
+class PadlessError(Exception):
+    """Base of all errors that padless raises on purpose; the command line turns it into one line and exit code 2."""
+
+
+class ModelNotFoundError(PadlessError):
+    """The model folder (or a file it must hold) does not exist."""
+
+
+class ConfigError(PadlessError):
+    """A configuration file is unreadable, or a field of it is missing, unknown or out of range."""
+
+
+class WeightsError(PadlessError):
+    """A checkpoint is truncated, or its tensors are missing, unexpected or misshapen."""
+
+
+class TokenizerError(PadlessError):
+    """A tokenizer file is missing or unreadable, or does not fit the model."""
+
+
+class BackendError(PadlessError):
+    """A backend that was asked for by name cannot serve; the message lists each reason."""
+
+
+class InputError(PadlessError):
+    """The data handed in cannot be read: file, column or row."""
+
+
+class OptionError(PadlessError):
+    """An argument of a public call or a flag of the command line is out of range."""
+
+
+class JobError(PadlessError):
+    """A job cannot start or go on: its output folder is unusable or belongs to another job."""
