@@ -6,7 +6,7 @@ export QUERY
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip --quiet --disable-pip-version-check
+PIP := $(BIN)/pip --quiet --quiet --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest
 UNSET := env -u TRITON_INTERPRET
 

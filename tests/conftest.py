@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-# Set before anything imports huggingface_hub, which reads it once. Every model and text of the tests is an installed package.
+# Set before anything imports huggingface_hub, which reads it once. All models and texts here are installed packages.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 TESTS = Path(__file__).parent
