@@ -10,20 +10,18 @@ import pytest
 # Set before anything imports huggingface_hub, which reads it once. All models and texts here are installed packages.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-TESTS = Path(__file__).parent
+KERNELS = Path(__file__).parent / "kernels"
 
 
-def pytest_collect_file(file_path: Path) -> None:
-    """End the run at once where TRITON_INTERPRET is not what this group of tests needs.
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """End the run before its first test where TRITON_INTERPRET is not what these tests need.
 
     Triton reads the variable when it is imported, and an interpreted kernel cannot be compiled in the same process:
     tests/kernels need it set, all others need it unset. `make test` runs one process for each group.
     """
-    if file_path.suffix != ".py" or not file_path.is_relative_to(TESTS):
-        return
-    group = file_path.relative_to(TESTS).parts[0]
-    interpreted = os.environ.get("TRITON_INTERPRET", "")
-    if group == "kernels" and interpreted != "1":
-        pytest.exit(f"tests/kernels need TRITON_INTERPRET=1, found {interpreted!r}; run `make test`", returncode=4)
-    if group != "kernels" and interpreted:
-        pytest.exit(f"tests/{group} need TRITON_INTERPRET unset, found {interpreted!r}; run `make test`", returncode=4)
+    found = os.environ.get("TRITON_INTERPRET")
+    for item in items:
+        needed = "1" if item.path.is_relative_to(KERNELS) else None
+        if found != needed:
+            expected, got = ("unset" if value is None else repr(value) for value in (needed, found))
+            raise pytest.UsageError(f"{item.nodeid}: TRITON_INTERPRET must be {expected}, found {got}; run `make test`")

@@ -45,7 +45,7 @@ def test_unknown_name_is_an_attribute_error() -> None:
 
 @pytest.mark.parametrize("name", ["kernels", "autotune", "bench"])
 def test_checkout_shadows_no_other_package(name: str, tmp_path: Path) -> None:
-    """Hugging Face publishes a package `kernels` that transformers imports; in the checkout too ours must lose to it."""
+    """Hugging Face publishes a `kernels` that transformers imports: ours must lose to it, in the checkout too."""
     spec = f"import importlib.util; spec = importlib.util.find_spec({name!r}); print(spec and spec.origin)"
     origin = python(spec, cwd=ROOT)
     assert origin == "None" or not Path(origin).is_relative_to(ROOT)
