@@ -1,0 +1,169 @@
+"""Cutting very long texts before they are tokenised, without changing one id.
+
+The `tokenizers` library truncates after it has tokenised everything: 10 MB take ten seconds and a gigabyte. A beginning
+of the text gives the same first ids if it ends where the tokenizer splits whatever follows; this module finds such
+places.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import string
+from dataclasses import dataclass
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.models import WordPiece
+
+__all__ = ["TextCutter"]
+
+# Pre-tokenizers that always split at a single space between two ASCII words, looking at nothing beyond it.
+SPLIT_AT_SPACE = {"BertPreTokenizer", "Whitespace", "WhitespaceSplit", "ByteLevel", "Metaspace"}
+SPLIT_FURTHER = {"Punctuation", "Digits"}
+# Normalizers in which text beyond such a space has no influence on text before it.
+LOCAL_NORMALIZERS = {
+    *("BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "Nmt", "Precompiled"),
+    *("Prepend", "Replace", "Strip", "StripAccents"),
+}
+
+CHARACTERS_PER_TOKEN = 8
+"""Length of the first beginning tried: most languages stay below it, so that one attempt nearly always suffices."""
+
+
+@dataclass(frozen=True)
+class TextCutter:
+    """Where a tokenizer lets its texts be cut.
+
+    Attributes:
+        boundary: matches at a position where a beginning may end.
+        runs: pairs of a pattern and its replacement that shorten endless runs without changing an id.
+    """
+
+    boundary: re.Pattern[str]
+    runs: tuple[tuple[re.Pattern[str], str], ...] = ()
+
+    @classmethod
+    def for_tokenizer(cls, tokenizer: Tokenizer) -> TextCutter | None:
+        """The rules for `tokenizer`; None where no place to cut is known to be safe, so that texts are tokenised whole."""
+        added = list(tokenizer.get_added_tokens_decoder().values())
+        normalizers, pre_tokenizers = _steps(tokenizer.normalizer), _steps(tokenizer.pre_tokenizer)
+        spellings = [text for token in added for text in _spellings(token, tokenizer)]
+        if not _is_local(normalizers, pre_tokenizers) or any(re.search(r"\s", text) for text in spellings):
+            return None
+        model = tokenizer.model
+        bert = _bert_settings(normalizers, pre_tokenizers)
+        if bert is None or not isinstance(model, WordPiece):
+            return cls(re.compile(r"(?<=[A-Za-z0-9]) (?=[A-Za-z])"))
+        return cls(
+            re.compile(_bert_boundary(bert, added, spellings)),
+            _bert_runs(model.max_input_chars_per_word) if all(map(_stands_apart, spellings)) else (),
+        )
+
+    @staticmethod
+    def first_size(max_length: int) -> int:
+        """Characters of the first beginning to try for `max_length` tokens; shorter texts are not worth cutting."""
+        return CHARACTERS_PER_TOKEN * max_length + 64
+
+    def beginning(self, text: str, size: int, *, shorten_runs: bool = False) -> str:
+        """At most the first `size` characters of `text`, ending where the tokenizer splits; all of a text that short.
+
+        Its ids, without trailing special tokens, are the first ids of the whole text. It is empty where no place to end
+        was found.
+
+        Args:
+            text: any text.
+            size: characters to take.
+            shorten_runs: also replace endless runs (of blanks, of letters, of combining marks) by short ones.
+        """
+        whole = size >= len(text)
+        # One character more, for boundaries that look ahead.
+        begun = text if whole else text[: size + 1]
+        if shorten_runs:
+            for pattern, replacement in self.runs:
+                begun = pattern.sub(replacement, begun)
+        return begun if whole else begun[: self._last_boundary(begun)]
+
+    def _last_boundary(self, text: str) -> int:
+        # Backwards in doubling stretches: the last boundary is nearly always within a word of the end.
+        stretch = 256
+        while True:
+            start = max(len(text) - stretch, 0)
+            last = 0
+            for match in self.boundary.finditer(text, start):
+                last = match.start()
+            if last or not start:
+                return last
+            stretch *= 8
+
+
+def _steps(component: Any) -> list[dict[str, Any]]:
+    """The plain steps of a normalizer or pre-tokenizer, sequences flattened."""
+    if component is None:
+        return []
+
+    def flatten(state: dict[str, Any]) -> list[dict[str, Any]]:
+        inner = state.get("normalizers", state.get("pretokenizers"))
+        return [state] if inner is None else [step for item in inner for step in flatten(item)]
+
+    return flatten(json.loads(component.__getstate__()))
+
+
+def _spellings(token: AddedToken, tokenizer: Tokenizer) -> list[str]:
+    """An added token as it is searched for in the text: as it stands, or in the normalised text."""
+    content = token.content
+    normalizer = tokenizer.normalizer
+    return [content] if normalizer is None or not token.normalized else [content, normalizer.normalize_str(content)]
+
+
+def _is_local(normalizers: list[dict[str, Any]], pre_tokenizers: list[dict[str, Any]]) -> bool:
+    kinds = {step["type"] for step in pre_tokenizers}
+    return (
+        {step["type"] for step in normalizers} <= LOCAL_NORMALIZERS
+        and bool(kinds & SPLIT_AT_SPACE)
+        and kinds <= SPLIT_AT_SPACE | SPLIT_FURTHER
+        and all(step.get("split", True) and step.get("use_regex", True) for step in pre_tokenizers)
+    )
+
+
+def _bert_settings(normalizers: list[dict[str, Any]], pre_tokenizers: list[dict[str, Any]]) -> dict[str, Any] | None:
+    if [step["type"] for step in pre_tokenizers] != ["BertPreTokenizer"]:
+        return None
+    if [step["type"] for step in normalizers if step["type"] != "Lowercase"] != ["BertNormalizer"]:
+        return None
+    settings = next(step for step in normalizers if step["type"] == "BertNormalizer")
+    return settings if settings["clean_text"] else None
+
+
+def _bert_boundary(settings: dict[str, Any], added: list[AddedToken], spellings: list[str]) -> str:
+    """Before white space, and before punctuation and Chinese characters, each a word by itself.
+
+    Characters of added tokens are left out, since a cut within "[SEP]" would change it. Where an added token must stand
+    alone as a word, whether it does depends on the next character; white space is the same as the end of the text.
+    """
+    allowed = set(" \t\n\r")
+    if not any(token.single_word for token in added):
+        allowed |= set(string.punctuation) - set("".join(spellings))
+        if settings["handle_chinese_chars"] and not re.search("[\u4e00-\u9fff]", "".join(spellings)):
+            return "[" + re.escape("".join(sorted(allowed))) + "\u4e00-\u9fff]"
+    return "[" + re.escape("".join(sorted(allowed))) + "]"
+
+
+def _bert_runs(longest_word: int) -> tuple[tuple[re.Pattern[str], str], ...]:
+    """Runs of which a shorter one gives the same ids.
+
+    White space and NUL give none. A word longer than the model takes is `[UNK]`, however long; combining marks are stripped
+    or make such a word.
+    """
+    kept = 2 * longest_word + 2
+    return (
+        (re.compile(r"[ \t\n\r]{64,}"), " "),
+        (re.compile("\0{64,}"), "\0"),
+        (re.compile(rf"([A-Za-z0-9]{{{kept}}})[A-Za-z0-9]+"), r"\1"),
+        (re.compile(f"([\u0300-\u036f]{{{kept}}})[\u0300-\u036f]+"), r"\1"),
+    )
+
+
+def _stands_apart(spelling: str) -> bool:
+    """Whether shortening a run cannot make, break or move this added token."""
+    return bool(re.fullmatch("[^A-Za-z0-9\0\u0300-\u036f](.{0,60}[^A-Za-z0-9\0\u0300-\u036f])?", spelling))

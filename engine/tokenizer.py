@@ -1,0 +1,264 @@
+"""Texts to token ids: many threads, never padding, and never more of a long text than the model will see.
+
+The work is done by the `tokenizers` library. This module adds what a batch job needs around it: truncation that leaves
+the shared tokenizer untouched, texts of any size, lone surrogates, and typed errors.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Encoding
+from tokenizers import Tokenizer as RustTokenizer
+
+from .batch import TokenizedTexts
+from .errors import InputError, OptionError, TokenizerError
+from .text_cut import TextCutter
+from .tokenizer_files import read_tokenizer
+
+__all__ = ["Tokenizer", "check_vocabulary"]
+
+SURROGATE_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
+SURROGATE = re.compile("[\ud800-\udfff]")
+
+# Characters looked at in one go for surrogates: bounds the memory, not the result.
+SURROGATE_STRETCH = 2**20
+
+# Each attempt on a long text takes this many times as much of it as the one before.
+GROWTH = 8
+
+
+class Tokenizer:
+    """A model's tokenizer: texts in, ragged token ids out. Safe to use from several threads at once.
+
+    Attributes:
+        source: the file it was read from.
+        vocab_size: every id is below it, added tokens included.
+        leading: ids put before every text, such as that of `[CLS]`.
+        trailing: ids put after every text, such as that of `[SEP]`.
+    """
+
+    def __init__(
+        self, rust: RustTokenizer, *, source: Path, max_length: int | None = None, cut_from_left: bool = False
+    ) -> None:
+        _keep_forks_quiet()
+        # Padding is never wanted, and truncation is done on the ids: the library would build, and keep, an encoding of
+        # every stretch that it cuts off, and its settings belong to all threads at once.
+        rust.no_padding()
+        rust.no_truncation()
+        self._rust = rust
+        self._cut_from_left = cut_from_left
+        self._cutter = None if cut_from_left else TextCutter.for_tokenizer(rust)
+        self.source = source
+        self.vocab_size = max(rust.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        self._special_ids = {index for index, token in rust.get_added_tokens_decoder().items() if token.special}
+        probe = self._run(["a"])[0][0]
+        special = probe.special_tokens_mask
+        content = special.index(0) if 0 in special else 0
+        after = len(special) - special[::-1].index(0) if 0 in special else 0
+        self.leading = tuple(probe.ids[:content])
+        self.trailing = tuple(probe.ids[after:])
+        self._types = tuple(probe.type_ids[: content + 1]), tuple(probe.type_ids[after:])
+        self.max_length = max_length
+
+    @classmethod
+    def from_folder(cls, folder: Path, *, max_length: int | None = None, lowercase: bool = False) -> Tokenizer:
+        """Load the tokenizer of a model folder.
+
+        Args:
+            folder: holds `tokenizer.json`, or else `vocab.txt` (WordPiece); `tokenizer_config.json` is followed.
+            max_length: tokens kept per text, special tokens included; None keeps all.
+            lowercase: lower-case texts before the tokenizer's own normalisation: sentence-transformers' `do_lower_case`.
+
+        Raises:
+            TokenizerError: there is no tokenizer, or it cannot be read.
+            OptionError: `max_length` leaves no room for the special tokens.
+        """
+        files = read_tokenizer(folder, lowercase=lowercase)
+        return cls(files.rust, source=files.source, max_length=max_length, cut_from_left=files.cut_from_left)
+
+    @property
+    def max_length(self) -> int | None:
+        """Tokens kept per text, special tokens included; None keeps all."""
+        return self._max_length
+
+    @max_length.setter
+    def max_length(self, value: int | None) -> None:
+        least = max(len(self.leading) + len(self.trailing), 1)
+        if value is not None and value < least:
+            raise OptionError(f"max_length: expected at least {least}, the special tokens of this model, got {value}")
+        self._max_length = value
+
+    def encode(self, texts: Sequence[str], *, prompt: str = "") -> TokenizedTexts:
+        """Tokenise texts, special tokens included, each cut to `max_length`.
+
+        Args:
+            texts: any strings, empty ones too. Lone surrogates count as U+FFFD and are flagged in `repaired`.
+            prompt: put before each text.
+
+        Returns:
+            The ids of all texts end to end, without padding.
+
+        Raises:
+            InputError: a row is not a string; the message names the row.
+            TokenizerError: the tokenizer itself fails, such as on a character it has no token for.
+        """
+        limit = self._max_length
+        full = _strings(texts, prompt)
+        encodings, repaired = self._run(full) if limit is None else self._run_cut(full, limit)
+        return self._gather(encodings, repaired, limit)
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of `text`, special tokens included, without truncation."""
+        return len(self._run(_strings([text], ""))[0][0])
+
+    def prompt_tokens(self, prompt: str) -> int:
+        """Tokens at the head of each text that are the prompt's, `[CLS]` included: what `include_prompt=False` drops."""
+        ids = self._run(_strings([prompt], ""))[0][0].ids
+        return len(ids) - (1 if ids and ids[-1] in self._special_ids else 0)
+
+    def _run(self, texts: list[str]) -> tuple[list[Encoding], np.ndarray]:
+        """Encodings of whole texts, and which of them had surrogates to be replaced."""
+        repaired = np.zeros(len(texts), dtype=bool)
+        try:
+            return self._rust.encode_batch_fast(texts), repaired
+        except TypeError:
+            # The one thing a str may hold that the library refuses, and with it the whole batch.
+            for row, text in enumerate(texts):
+                repaired[row] = _has_surrogate(text)
+        except Exception as error:
+            raise TokenizerError(f"{self.source}: tokenising failed ({_one_line(error)})") from None
+        mended = [_without_surrogates(text) if bad else text for text, bad in zip(texts, repaired, strict=True)]
+        return self._rust.encode_batch_fast(mended), repaired
+
+    def _run_cut(self, texts: list[str], limit: int) -> tuple[list[Encoding], np.ndarray]:
+        """Like `_run`, with at least `limit + 1` tokens of those texts that have as many, and not many more."""
+        cutter = self._cutter
+        size = TextCutter.first_size(limit)
+        long = [row for row, text in enumerate(texts) if len(text) > size]
+        if cutter is None or not long:
+            return self._run(texts)
+        begun = list(texts)
+        for row in long:
+            begun[row] = cutter.beginning(texts[row], size)
+        encodings, repaired = self._run(begun)
+        short = [row for row in long if len(encodings[row]) <= limit]
+        while short:
+            size *= GROWTH
+            longer, _ = self._run([cutter.beginning(texts[row], size, shorten_runs=True) for row in short])
+            for row, encoding in zip(short, longer, strict=True):
+                encodings[row] = encoding
+            short = [row for row in short if len(encodings[row]) <= limit and len(texts[row]) > size]
+        for row in long:
+            repaired[row] = _has_surrogate(texts[row])
+        return encodings, repaired
+
+    def _gather(self, encodings: list[Encoding], repaired: np.ndarray, limit: int | None) -> TokenizedTexts:
+        lengths = np.fromiter(map(len, encodings), dtype=np.int32, count=len(encodings))
+        every_id = itertools.chain.from_iterable(encoding.ids for encoding in encodings)
+        ids = np.fromiter(every_id, dtype=np.int32, count=int(lengths.sum()))
+        truncated = np.zeros(len(lengths), dtype=bool) if limit is None else lengths > limit
+        if limit is not None and truncated.any():
+            from_start, from_end = _positions(lengths)
+            first, last = limit - len(self.trailing), len(self.trailing)
+            if self._cut_from_left:
+                first, last = len(self.leading), limit - len(self.leading)
+            ids = ids[(from_start < first) | (from_end < last) | ~np.repeat(truncated, lengths)]
+            lengths = np.minimum(lengths, np.int32(limit))
+        return TokenizedTexts(ids, lengths, self._token_types(lengths), truncated, repaired)
+
+    def _token_types(self, lengths: np.ndarray) -> np.ndarray | None:
+        before, after = self._types
+        if not any(before) and not any(after):
+            return None
+        from_start, from_end = _positions(lengths)
+        types = np.array(before, dtype=np.int32)[np.minimum(from_start, len(before) - 1)]
+        tail = from_end < len(after)
+        types[tail] = np.array(after, dtype=np.int32)[len(after) - 1 - from_end[tail]]
+        return types
+
+
+def check_vocabulary(tokenizer: Tokenizer, rows: int, folder: Path) -> None:
+    """Refuse a tokenizer whose ids reach beyond a model's embedding table.
+
+    Args:
+        tokenizer: the tokenizer read from `folder`.
+        rows: rows of the embedding table.
+        folder: for the message.
+
+    Raises:
+        TokenizerError: with both numbers.
+    """
+    if tokenizer.vocab_size > rows:
+        raise TokenizerError(
+            f"{folder}: the tokenizer's ids go up to {tokenizer.vocab_size - 1:,}, "
+            f"but the model embeds {rows:,} tokens (ids up to {rows - 1:,})"
+        )
+
+
+def _strings(texts: Sequence[str], prompt: str) -> list[str]:
+    if isinstance(texts, str):
+        raise InputError("texts: expected a list of strings, got one string")
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InputError(f"row {row}: expected a string, got {type(text).__name__} ({text!r:.60})")
+    return [prompt + text for text in texts] if prompt else list(texts)
+
+
+def _has_surrogate(text: str) -> bool:
+    if text.isascii():
+        return False
+    for start in range(0, len(text), SURROGATE_STRETCH):
+        # Encoding is many times faster than a search.
+        try:
+            text[start : start + SURROGATE_STRETCH].encode()
+        except UnicodeEncodeError:
+            return True
+    return False
+
+
+def _without_surrogates(text: str) -> str:
+    """Pairs become the character they stand for, lone ones U+FFFD."""
+    joined = SURROGATE_PAIR.sub(lambda pair: pair[0].encode("utf-16", "surrogatepass").decode("utf-16"), text)
+    return SURROGATE.sub("\ufffd", joined)
+
+
+def _positions(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of every token, how many of its text come before it and how many after it."""
+    ends = np.cumsum(lengths, dtype=np.int64)
+    everywhere = np.arange(ends[-1] if len(ends) else 0)
+    return everywhere - np.repeat(ends - lengths, lengths), np.repeat(ends, lengths) - 1 - everywhere
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+@functools.cache
+def _keep_forks_quiet() -> None:
+    """Keep the library from printing a warning into every process forked after it was used.
+
+    It warns where `TOKENIZERS_PARALLELISM` is not set, and then does without threads in the child, where they do not
+    exist. Setting the variable to "false" for the child alone comes to the same, in silence.
+    """
+    if not hasattr(os, "register_at_fork"):
+        return
+    variable = "TOKENIZERS_PARALLELISM"
+    ours: list[bool] = []
+
+    def before() -> None:
+        ours.append(variable not in os.environ)
+        if ours[-1]:
+            os.environ[variable] = "false"
+
+    def after_in_parent() -> None:
+        if ours.pop():
+            os.environ.pop(variable, None)
+
+    os.register_at_fork(before=before, after_in_parent=after_in_parent)
