@@ -1,0 +1,149 @@
+"""The dispatch table: which implementation serves which op, in order of preference, and why the others do not.
+
+One screen, read from top to bottom. The last row of each op is plain eager PyTorch: it takes any device and any dtype
+up to fp64, and is the specification and the test oracle of the op. An implementation is known here only as a dotted
+string; it is imported when it is about to be chosen, so a missing package or a broken driver is a reason, not a crash.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+from .contract import Call, Impl, Requires
+from .errors import BackendError
+
+__all__ = ["TABLE", "Resolution", "backends", "explain", "resolve"]
+
+log = logging.getLogger("padless")
+
+_OPS = "padless.engine.ops"
+TABLE: dict[str, tuple[Impl, ...]] = {
+    "attention": (
+        Impl("triton", "padless.kernels.attention:varlen_attention", Requires("cuda", sm=80, packages=("triton",))),
+        Impl("cpu", f"{_OPS}.cpu.attention:varlen_attention", Requires("cpu")),
+        Impl("eager", f"{_OPS}.attention:varlen_attention", differentiable=True, deterministic=True),
+    ),
+    "linear": (
+        Impl("cpu", f"{_OPS}.cpu.linear:linear", Requires("cpu")),
+        Impl("eager", f"{_OPS}.linear:linear", differentiable=True),
+    ),
+    "norm": (Impl("eager", f"{_OPS}.norm:layer_norm", differentiable=True, deterministic=True),),
+    "embed": (Impl("eager", f"{_OPS}.embed:embed", differentiable=True, deterministic=True),),
+    "pool": (Impl("eager", f"{_OPS}.pool:pool", differentiable=True, deterministic=True),),
+}
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """The outcome of `resolve`.
+
+    Attributes:
+        call: the facts that were asked about.
+        impl: the chosen row.
+        fn: its function.
+        prepare: its weight preparation, or None where it takes the weights as they are.
+        gradient: the row and function used where a gradient is needed.
+        rejected: for each row above the chosen one, its name and the reasons.
+        config_source: where the tuned configuration came from; "none" for rows that have nothing to tune.
+    """
+
+    call: Call
+    impl: Impl
+    fn: Callable[..., Any]
+    prepare: Callable[..., tuple[Any, ...]] | None
+    gradient: Callable[..., Any]
+    rejected: tuple[tuple[str, tuple[str, ...]], ...]
+    config_source: str = "none"
+
+
+def backends() -> tuple[str, ...]:
+    """The names that `backend=` takes: "auto" and the name of every row."""
+    names = dict.fromkeys(impl.name for rows in TABLE.values() for impl in rows)
+    return ("auto", *names)
+
+
+def resolve(call: Call, backend: str = "auto") -> Resolution:
+    """Choose the implementation of one op for one set of static facts.
+
+    Args:
+        call: the facts.
+        backend: "auto" takes the first row that can serve. A row's name takes that row or raises; an op that has no
+            row of that name is served as under "auto", and the resolution says so.
+
+    Raises:
+        BackendError: for an unknown op or backend, or a named backend that cannot serve, with all its reasons.
+    """
+    if call.op not in TABLE:
+        raise BackendError(f"unknown op {call.op!r}: the table has {', '.join(TABLE)}")
+    if backend not in backends():
+        raise BackendError(f"unknown backend {backend!r}: expected one of {', '.join(backends())}")
+    rows = TABLE[call.op]
+    named = any(impl.name == backend for impl in rows)
+    rejected: list[tuple[str, tuple[str, ...]]] = []
+    if backend != "auto" and not named:
+        rejected.append((backend, (f"op {call.op} has no row of this name",)))
+    for impl in rows:
+        if named and impl.name != backend:
+            rejected.append((impl.name, (f"backend={backend!r} was asked for",)))
+            continue
+        reasons = _unmet(impl, call)
+        if not reasons:
+            fn, module = _function(impl)
+            return Resolution(call, impl, fn, getattr(module, "prepare", None), _gradient(rows), tuple(rejected))
+        if named:
+            raise BackendError(f"backend {backend!r} cannot serve {call.op}: {'; '.join(reasons)} ({call})")
+        rejected.append((impl.name, tuple(reasons)))
+    raise BackendError(f"no implementation serves {call}: " + "; ".join(f"{n}: {', '.join(r)}" for n, r in rejected))
+
+
+def _unmet(impl: Impl, call: Call) -> list[str]:
+    reasons = impl.requires.unmet(call)
+    if call.deterministic and not impl.deterministic:
+        reasons.append("needs a row that promises deterministic=True, this one does not")
+    if reasons:
+        return reasons
+    try:
+        _, module = _function(impl)
+    except ImportError as error:
+        return [f"cannot be imported: {error}"]
+    unsupported = getattr(module, "unsupported", None)
+    return [] if unsupported is None else list(unsupported(call))
+
+
+@cache
+def _function(impl: Impl) -> tuple[Callable[..., Any], ModuleType]:
+    module_name, _, function_name = impl.target.partition(":")
+    module = import_module(module_name)
+    return getattr(module, function_name), module
+
+
+def _gradient(rows: tuple[Impl, ...]) -> Callable[..., Any]:
+    return next(_function(impl)[0] for impl in rows if impl.differentiable)
+
+
+def explain(resolutions: Iterable[Resolution]) -> str:
+    """A table of what serves what: op, implementation, dtype, uses, configuration, and why not the rows above.
+
+    Args:
+        resolutions: of any number of bound ops; equal ones are counted on one line.
+    """
+    counts: dict[tuple[str, ...], int] = {}
+    for resolution in resolutions:
+        call = resolution.call
+        op = call.op if call.epilogue in (None, "none") else f"{call.op} + {call.epilogue}"
+        dtype = str(call.dtype).removeprefix("torch.")
+        rejected = "; ".join(f"{name}: {', '.join(reasons)}" for name, reasons in resolution.rejected)
+        row = (op, resolution.impl.name, dtype, resolution.config_source, rejected or "-")
+        counts[row] = counts.get(row, 0) + 1
+    rows = [(op, impl, dtype, str(count), *rest) for (op, impl, dtype, *rest), count in counts.items()]
+    table = [("op", "implementation", "dtype", "uses", "tuned by", "rejected"), *rows]
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]) - 1)]
+    return "\n".join(
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]) for row in table
+    )

@@ -1,0 +1,85 @@
+"""From a model folder to something that runs: the one place where all the parts of loading meet."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from .config import CONFIG_NAME, model_type
+from .dispatch import backends
+from .encoder import Encoder
+from .errors import OptionError
+from .hub import resolve_folder
+from .models import model_class
+from .pooling import SentenceHead
+from .precision import resolve_device, resolve_dtype
+from .sentence_folder import read_sentence_folder
+from .tokenizer import Tokenizer, check_vocabulary
+from .weights import load_weights
+
+__all__ = ["TASKS", "load"]
+
+TASKS = ("embedding",)
+
+TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}
+"""Tokens in a batch, by device type. On a CPU a batch's activations should stay in the last cache; a GPU wants work."""
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    backend: str = "auto",
+    deterministic: bool = False,
+    task: str | None = None,
+) -> Encoder:
+    """Load a model and return what runs it.
+
+    Args:
+        path: a model folder (sentence-transformers or transformers), or `org/name` under `$PADLESS_MODELS`.
+        device: "auto", "cpu", "cuda", "cuda:N"; "auto" is the GPU where there is one.
+        dtype: "auto", "float32", "bfloat16", "float16", "float64" or a torch dtype; "auto" is the fastest the hardware
+            computes in (bf16 on a GPU and on CPUs with bf16 instructions, else fp32).
+        backend: "auto", or the name of a row of the dispatch table, which then serves or raises.
+        deterministic: only rows that promise the same bits for a text whatever its neighbours.
+        task: "embedding", or None for what the folder is made for.
+
+    Raises:
+        ModelNotFoundError, ConfigError, WeightsError, TokenizerError: the folder; one line that names file and field.
+        BackendError: `backend` or `deterministic` cannot be served; lists the reasons.
+        OptionError: an argument is out of range.
+    """
+    if task not in (None, *TASKS):
+        raise OptionError(f"task: expected one of {', '.join(TASKS)}, got {task!r}")
+    if backend not in backends():
+        raise OptionError(f"backend: expected one of {', '.join(backends())}, got {backend!r}")
+    target = resolve_device(device)
+    precision = resolve_dtype(dtype, target)
+    folder = resolve_folder(path)
+    sentence = read_sentence_folder(folder)
+    source = sentence.transformer_folder
+    family = model_class(model_type(source), source=str(source / CONFIG_NAME))
+    config = family.config_class.from_folder(source)
+    tokenizer = Tokenizer.from_folder(source, max_length=sentence.max_seq_length, lowercase=sentence.do_lower_case)
+    check_vocabulary(tokenizer, config.vocab_size, source)
+    if tokenizer.max_length is None or tokenizer.max_length > config.max_position_embeddings:
+        tokenizer.max_length = config.max_position_embeddings
+    model = family(config)
+    load_weights(model, source, family.name_rules, dtype=precision, device=target)
+    model.eval().requires_grad_(False).bind(backend, deterministic)
+    head = SentenceHead.from_specs(sentence.modules, config.hidden_size, str(folder)).to(target)
+    head.eval().requires_grad_(False)
+    head.bind(target, precision, backend=backend, deterministic=deterministic)
+    return Encoder(
+        model=model,
+        head=head,
+        tokenizer=tokenizer,
+        folder=folder,
+        device=target,
+        dtype=precision,
+        token_budget=TOKEN_BUDGET[target.type],
+        prompts=dict(sentence.prompts),
+        default_prompt_name=sentence.default_prompt_name,
+    )

@@ -1,0 +1,139 @@
+"""What the model families are built from. Parameters live in stock torch modules under the checkpoint's names; the
+computing is done by ops that each block declares here and binds through the dispatch table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Self
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..batch import PackedBatch
+from ..ops.bind import BoundOp, share_storage
+from .parameters import LayerNorm, Linear
+
+__all__ = ["Block", "FeedForward", "Projection", "SelfAttention", "linear_op", "norm_op"]
+
+
+class Block(nn.Module):
+    """A module that owns ops. `BoundOp` attributes are bound by `bind`, and again whenever the weights move or change
+    dtype.
+    """
+
+    backend = "auto"
+    deterministic = False
+
+    def bind(self, backend: str | None = None, deterministic: bool | None = None) -> Self:
+        """Bind the ops of this module and of all blocks inside it; None keeps what was asked for before.
+
+        Raises:
+            BackendError: if `backend` names rows that cannot serve.
+        """
+        for module in self.modules():
+            if isinstance(module, Block):
+                module.backend = module.backend if backend is None else backend
+                module.deterministic = module.deterministic if deterministic is None else deterministic
+                module._bind_own()
+        return self
+
+    def bound_ops(self) -> Iterator[BoundOp]:
+        """The ops of this module and of all blocks inside it, in the order of the modules."""
+        for module in self.modules():
+            yield from (value for value in vars(module).values() if isinstance(value, BoundOp))
+
+    def _bind_own(self) -> None:
+        ops = [value for value in vars(self).values() if isinstance(value, BoundOp)]
+        if not ops:
+            return
+        reference = next(self.parameters())
+        for op in ops:
+            op.bind(reference.device, reference.dtype, backend=self.backend, deterministic=self.deterministic)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        self._bind_own()
+        return self
+
+
+def linear_op(*layers: nn.Linear, epilogue: str = "none") -> BoundOp:
+    """The `linear` op on one layer, or on several at once whose outputs lie side by side."""
+    weights = tuple(layer.weight for layer in layers)
+    biases = tuple(layer.bias for layer in layers)
+    facts = {"hidden": sum(layer.out_features for layer in layers), "epilogue": epilogue}
+    if len(layers) == 1:
+        return BoundOp("linear", weights[0], biases[0], facts=facts, epilogue=epilogue)
+    return BoundOp("linear", weights, None if biases[0] is None else biases, facts=facts, epilogue=epilogue)
+
+
+def norm_op(layer: nn.LayerNorm) -> BoundOp:
+    """The `norm` op with the weights of a stock layer norm."""
+    facts = {"hidden": layer.normalized_shape[0]}
+    return BoundOp("norm", layer.weight, layer.bias, facts=facts, eps=layer.eps)
+
+
+class SelfAttention(Block):
+    """Full self-attention of every text to itself: one GEMM for Q, K and V, then varlen attention.
+
+    Parameters (`query`, `key`, `value`) keep their names and are views of one buffer.
+    """
+
+    def __init__(self, hidden_size: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.head_dim = hidden_size // heads
+        self.query = Linear(hidden_size, hidden_size)
+        self.key = Linear(hidden_size, hidden_size)
+        self.value = Linear(hidden_size, hidden_size)
+        self._share()
+        self.qkv = linear_op(self.query, self.key, self.value)
+        facts = {"head_dim": self.head_dim, "window": "full", "bias": "none"}
+        self.attend = BoundOp("attention", facts=facts)
+
+    def forward(self, x: Tensor, batch: PackedBatch) -> Tensor:
+        """`[tokens, hidden]` to `[tokens, hidden]`, before the output projection."""
+        q, k, v = self.qkv(x).view(-1, 3, self.heads, self.head_dim).unbind(1)
+        return self.attend(q, k, v, batch.cu_seqlens, batch.max_seqlen).flatten(1)
+
+    def _share(self) -> None:
+        layers = (self.query, self.key, self.value)
+        share_storage(tuple(layer.weight for layer in layers))
+        share_storage(tuple(layer.bias for layer in layers))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        if self.query.weight.device.type != "meta":
+            self._share()
+        return self
+
+
+class Projection(Block):
+    """A linear layer whose output is added to the residual stream, then normalised (post-norm, as in BERT)."""
+
+    def __init__(self, in_features: int, hidden_size: int, eps: float, dropout: float) -> None:
+        super().__init__()
+        self.dense = Linear(in_features, hidden_size)
+        self.LayerNorm = LayerNorm(hidden_size, eps=eps)
+        self.dropout = dropout
+        self.project = linear_op(self.dense)
+        self.norm = norm_op(self.LayerNorm)
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        """`norm(residual + dense(x))`; x `[tokens, in_features]`, residual `[tokens, hidden]`."""
+        if self.training and self.dropout:
+            return self.norm(residual + F.dropout(self.project(x), self.dropout))
+        return self.norm(self.project(x, residual=residual))
+
+
+class FeedForward(Block):
+    """A linear layer with its activation: the widening half of a feed-forward block."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int, activation: str) -> None:
+        super().__init__()
+        self.dense = Linear(hidden_size, intermediate_size)
+        self.up = linear_op(self.dense, epilogue=activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[tokens, hidden]` to `[tokens, intermediate]`."""
+        return self.up(x)

@@ -1,0 +1,128 @@
+"""Varlen attention over packed texts: the specification, the oracle and the last row of the table.
+
+Each text is attended to on its own, in a plain loop, so that there is nothing here to get wrong; speed is the business
+of the rows above this one. Sources: "Attention Is All You Need" (Vaswani et al. 2017, section 3.2.1); sliding windows
+as in Longformer (Beltagy et al. 2020, section 3.1); relative position buckets as in T5 (Raffel et al. 2020, section 2.1).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = ["relative_position_bucket", "varlen_attention"]
+
+
+def varlen_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    *,
+    cu_seqlens_k: Tensor | None = None,
+    max_seqlen_k: int | None = None,
+    window: tuple[int, int] = (-1, -1),
+    causal: bool = False,
+    softmax_scale: float | None = None,
+    position_bias: Tensor | None = None,
+    bias_max_distance: int = 128,
+    bias_bidirectional: bool = True,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """softmax(scale * Q K^T + bias) V for every text of a packed batch; no text sees another.
+
+    Args:
+        q: `[tokens, heads, head_dim]`, any floating dtype; may be strided.
+        k: `[tokens_k, heads_k, head_dim]`; `heads` is a multiple of `heads_k` (grouped heads).
+        v: `[tokens_k, heads_k, head_dim]`.
+        cu_seqlens: int32 `[texts + 1]`; text i is rows `cu_seqlens[i]:cu_seqlens[i + 1]` of q.
+        max_seqlen: longest text in q, in tokens; trusted.
+        cu_seqlens_k: the same for k and v; None for self-attention.
+        max_seqlen_k: longest text in k; None for self-attention.
+        window: keys seen to the left and to the right of a query, inclusive; -1 is unbounded.
+        causal: a query sees no key to its right. Causal and window align bottom-right where q and k lengths differ.
+        softmax_scale: factor on the scores; None is `head_dim ** -0.5`.
+        position_bias: T5's bucket table `[num_buckets, heads]`, added to the scaled scores; None for no bias.
+        bias_max_distance: distance, in tokens, from which all positions share the last bucket.
+        bias_bidirectional: whether keys to the right have buckets of their own.
+        return_lse: also return the log-sum-exp of the scores.
+
+    Returns:
+        `[tokens, heads, head_dim]` in q's dtype; zeros for a query that sees no key. With `return_lse` also fp32
+        (fp64 for fp64 inputs) `[heads, tokens]`, natural log, -inf for a query that sees no key.
+    """
+    heads, head_dim = q.shape[1:]
+    group = heads // k.shape[1]
+    scale = head_dim**-0.5 if softmax_scale is None else softmax_scale
+    statistics = torch.promote_types(q.dtype, torch.float32)
+    starts = cu_seqlens.tolist()
+    starts_k = starts if cu_seqlens_k is None else cu_seqlens_k.tolist()
+    outputs, lses = [q.new_zeros(0, heads, head_dim)], [q.new_zeros(heads, 0, dtype=statistics)]
+    for (start, stop), (start_k, stop_k) in zip(_spans(starts), _spans(starts_k), strict=True):
+        queries = q[start:stop].transpose(0, 1)
+        keys = k[start_k:stop_k].transpose(0, 1).repeat_interleave(group, dim=0)
+        values = v[start_k:stop_k].transpose(0, 1).repeat_interleave(group, dim=0)
+        scores = (queries @ keys.transpose(1, 2)).to(statistics) * scale
+        distance = _relative_positions(stop - start, stop_k - start_k, q.device)
+        if position_bias is not None:
+            buckets = relative_position_bucket(distance, position_bias.shape[0], bias_max_distance, bias_bidirectional)
+            scores = scores + position_bias[buckets].permute(2, 0, 1).to(statistics)
+        scores = scores.masked_fill(~_visible(distance, window, causal), -math.inf)
+        lse = torch.logsumexp(scores, dim=-1)
+        blind = lse.isneginf()
+        weights = torch.exp(scores - lse.masked_fill(blind, 0.0)[..., None])
+        outputs.append((weights.to(q.dtype) @ values).transpose(0, 1))
+        lses.append(lse)
+    output = torch.cat(outputs)
+    return (output, torch.cat(lses, dim=1)) if return_lse else output
+
+
+def relative_position_bucket(distance: Tensor, num_buckets: int, max_distance: int, bidirectional: bool) -> Tensor:
+    """T5's bucket of each relative position (Raffel et al. 2020, section 2.1): near ones singly, far ones by logarithm.
+
+    Args:
+        distance: int64, any shape: key position minus query position.
+        num_buckets: rows of the bias table.
+        max_distance: distance from which all positions share the last bucket.
+        bidirectional: half of the buckets serve keys to the right; otherwise those all fall into bucket 0.
+
+    Returns:
+        int64 bucket indices of `distance`'s shape, in `[0, num_buckets)`.
+    """
+    first = torch.zeros_like(distance)
+    if bidirectional:
+        num_buckets //= 2
+        first = (distance > 0).long() * num_buckets
+        distance = distance.abs()
+    else:
+        distance = -distance.clamp(max=0)
+    exact = num_buckets // 2
+    # The logarithm is taken in fp32 on purpose: trained models have their bucket borders where fp32 puts them.
+    far = torch.log(distance.clamp(min=1).float() / exact) / math.log(max_distance / exact) * (num_buckets - exact)
+    far = (exact + far.long()).clamp(max=num_buckets - 1)
+    return first + torch.where(distance < exact, distance, far)
+
+
+def _spans(starts: list[int]) -> list[tuple[int, int]]:
+    return list(zip(starts[:-1], starts[1:], strict=True))
+
+
+def _relative_positions(length_q: int, length_k: int, device: torch.device) -> Tensor:
+    """int64 `[length_q, length_k]`: key position minus query position, last query beside last key."""
+    positions_q = torch.arange(length_q, device=device) + (length_k - length_q)
+    return torch.arange(length_k, device=device)[None, :] - positions_q[:, None]
+
+
+def _visible(distance: Tensor, window: tuple[int, int], causal: bool) -> Tensor:
+    left, right = window
+    visible = torch.ones_like(distance, dtype=torch.bool)
+    if left >= 0:
+        visible &= distance >= -left
+    if right >= 0:
+        visible &= distance <= right
+    if causal:
+        visible &= distance <= 0
+    return visible

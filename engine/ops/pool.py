@@ -1,0 +1,51 @@
+"""From token rows to one row a text. The specification, the oracle and the last row.
+
+Modes and their edge cases are those of sentence-transformers' Pooling module, the format the folders come in.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["pool"]
+
+
+def pool(hidden: Tensor, cu_seqlens: Tensor, *, mode: str, skip: int = 0) -> Tensor:
+    """Reduce each text's token rows to one vector, in fp32 (fp64 for fp64 input).
+
+    Args:
+        hidden: `[tokens, hidden]`, any floating dtype.
+        cu_seqlens: int32 `[texts + 1]`; every text has at least one token.
+        mode: "cls" the first token; "lasttoken" the last; "max" by channel; "mean"; "mean_sqrt_len_tokens", the sum
+            over the square root of the count; "weightedmean", weights 1, 2, 3 … by position (SGPT, Muennighoff 2022,
+            section 3.2.1).
+        skip: tokens left out at the start of each text (a prompt that does not count); positions keep their weight.
+
+    Returns:
+        `[texts, hidden]`, fp32 or fp64. Where `skip` leaves no token: zeros for the means, -inf for "max", the first
+        token for "cls", the last token for "lasttoken".
+    """
+    starts, stops = cu_seqlens[:-1].long(), cu_seqlens[1:].long()
+    accumulate = torch.promote_types(hidden.dtype, torch.float32)
+    firsts = starts + skip
+    if mode == "cls":
+        return hidden[torch.where(firsts < stops, firsts, starts)].to(accumulate)
+    if mode == "lasttoken":
+        return hidden[stops - 1].to(accumulate)
+    counts = (stops - firsts).clamp(min=0)
+    texts = torch.arange(len(counts), device=hidden.device)
+    owner = texts.repeat_interleave(stops - starts)
+    within = torch.arange(len(hidden), device=hidden.device) - starts[owner]
+    if skip:
+        hidden, owner, within = (values[within >= skip] for values in (hidden, owner, within))
+    rows = hidden.to(accumulate)
+    if mode == "max":
+        lowest = rows.new_full((len(counts), rows.shape[1]), -torch.inf)
+        return lowest.index_reduce_(0, owner, rows, "amax")
+    weights = (within + 1).to(accumulate) if mode == "weightedmean" else torch.ones_like(within, dtype=accumulate)
+    total = rows.new_zeros(len(counts))
+    total = total.index_add_(0, owner, weights).clamp(min=1e-9)
+    summed = rows.new_zeros(len(counts), rows.shape[1])
+    summed = summed.index_add_(0, owner, rows * weights[:, None] if mode == "weightedmean" else rows)
+    return summed / (total.sqrt() if mode == "mean_sqrt_len_tokens" else total)[:, None]

@@ -1,0 +1,126 @@
+"""From token vectors to one vector a text: the modules that follow the transformer in a sentence-transformers folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .batch import PackedBatch
+from .errors import ConfigError
+from .ops.bind import BoundOp
+from .ops.linear import ACTIVATIONS
+from .sentence_folder import DenseSpec, NormalizeSpec, PoolingSpec
+from .weights import NameRules, load_weights
+
+__all__ = ["SentenceHead"]
+
+
+class Pooling(nn.Module):
+    """The `pool` op in one or several modes, results side by side in the folder's order."""
+
+    def __init__(self, spec: PoolingSpec) -> None:
+        super().__init__()
+        self.include_prompt = spec.include_prompt
+        self.pools = [BoundOp("pool", mode=mode) for mode in spec.modes]
+
+    def forward(self, hidden: Tensor, batch: PackedBatch, prompt_tokens: int) -> Tensor:
+        """`[tokens, hidden]` to fp32 `[texts, modes * hidden]`."""
+        skip = 0 if self.include_prompt else prompt_tokens
+        return torch.cat([pool(hidden, batch.cu_seqlens, skip=skip) for pool in self.pools], dim=-1)
+
+
+class Dense(nn.Module):
+    """A linear layer with its activation on the pooled vectors."""
+
+    def __init__(self, spec: DenseSpec) -> None:
+        super().__init__()
+        self.linear = nn.Linear(spec.in_features, spec.out_features, bias=spec.bias)
+        self.activation = spec.activation
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """`[texts, in_features]` to `[texts, out_features]`."""
+        return _ACTIVATIONS[self.activation](self.linear(vectors))
+
+
+class Normalize(nn.Module):
+    """Rows of unit length; a zero row stays zero."""
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """`[texts, width]` to the same shape."""
+        return F.normalize(vectors, p=2, dim=-1)
+
+
+_ACTIVATIONS = {**ACTIVATIONS, "identity": ACTIVATIONS["none"], "sigmoid": torch.sigmoid}
+
+
+class SentenceHead(nn.Module):
+    """Pooling, then Dense and Normalize modules as the folder orders them; computes in fp32.
+
+    Attributes:
+        dimension: width of the vectors that come out.
+    """
+
+    def __init__(self, pooling: Pooling, rest: Sequence[Dense | Normalize], dimension: int) -> None:
+        super().__init__()
+        self.pooling = pooling
+        self.rest = nn.ModuleList(rest)
+        self.dimension = dimension
+
+    @classmethod
+    def from_specs(
+        cls, modules: Sequence[PoolingSpec | DenseSpec | NormalizeSpec], hidden_size: int, source: str
+    ) -> SentenceHead:
+        """Build the head and load the weights of its Dense modules.
+
+        Args:
+            modules: as `read_sentence_folder` gives them, pooling first.
+            hidden_size: width of the token vectors.
+            source: the folder, for messages.
+
+        Raises:
+            ConfigError: widths do not follow from one module to the next.
+            WeightsError: a Dense module's weights are missing or misshapen.
+        """
+        pooling_spec = modules[0]
+        if not isinstance(pooling_spec, PoolingSpec):
+            raise ConfigError(f"{source}: modules.json: expected Pooling behind the transformer")
+        if pooling_spec.dimension not in (None, hidden_size):
+            raise ConfigError(f"{source}: Pooling: expected width {hidden_size}, got {pooling_spec.dimension}")
+        width = hidden_size * len(pooling_spec.modes)
+        rest: list[Dense | Normalize] = []
+        for spec in modules[1:]:
+            if isinstance(spec, DenseSpec):
+                if spec.in_features != width:
+                    raise ConfigError(f"{spec.folder}: in_features: expected {width}, got {spec.in_features}")
+                dense = Dense(spec)
+                load_weights(dense, spec.folder, NameRules(), dtype=torch.float32)
+                rest.append(dense)
+                width = spec.out_features
+            else:
+                rest.append(Normalize())
+        return cls(Pooling(pooling_spec), rest, width)
+
+    def bind(self, device: torch.device, dtype: torch.dtype, *, backend: str, deterministic: bool) -> None:
+        """Bind the pool ops for hidden states of `dtype` on `device`.
+
+        Raises:
+            BackendError: as `resolve`.
+        """
+        for pool in self.pooling.pools:
+            pool.bind(device, dtype, backend=backend, deterministic=deterministic)
+
+    def forward(self, hidden: Tensor, batch: PackedBatch, prompt_tokens: int = 0) -> Tensor:
+        """Token vectors `[tokens, hidden]` to text vectors, fp32 `[texts, dimension]`.
+
+        Args:
+            hidden: the transformer's last hidden state.
+            batch: the batch it came from.
+            prompt_tokens: leading tokens of each text that belong to a prompt; left out where the folder says so.
+        """
+        vectors = self.pooling(hidden, batch, prompt_tokens)
+        for module in self.rest:
+            vectors = module(vectors)
+        return vectors

@@ -1,0 +1,125 @@
+"""The moving parts of an encode call: pieces of text tokenised ahead, batches planned, packed and run.
+
+Texts are ordered by length in characters and cut into pieces; each piece is tokenised by a thread while the device runs
+the one before. Inside a piece the plan is made on token counts, so a batch holds texts of like length and no padding.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .batch import PackedBatch, TokenizedTexts, pack, padded_tokens, plan_batches
+from .prefetch import prefetch
+from .tokenizer import Tokenizer
+
+__all__ = ["EncodeStats", "EncodedBatch", "encode_stream"]
+
+BATCHES_PER_PIECE = 4
+"""Token budgets' worth of text tokenised at once: enough for a good plan, little enough to start at once."""
+
+CHARACTERS_PER_TOKEN = 4
+"""A rough figure for cutting pieces; being wrong costs a smaller or larger piece, nothing else."""
+
+
+@dataclass
+class EncodeStats:
+    """What happened, added up over the calls that share it.
+
+    Attributes:
+        texts: texts encoded.
+        tokens: tokens computed, every one of them real.
+        padded_tokens: what batches of 32 in input order would have computed.
+        truncated: texts cut to the model's maximum.
+        repaired: texts in which lone surrogates were replaced by U+FFFD.
+        tokenise_seconds: spent in the tokenising thread.
+        compute_seconds: spent on packing, the model and copying back.
+    """
+
+    texts: int = 0
+    tokens: int = 0
+    padded_tokens: int = 0
+    truncated: int = 0
+    repaired: int = 0
+    tokenise_seconds: float = 0.0
+    compute_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class EncodedBatch:
+    """Some of the texts, done.
+
+    Attributes:
+        rows: which of the caller's texts, `[batch]`.
+        vectors: float32 `[batch, dimension]`, on the CPU.
+        tokens: how many tokens they had.
+    """
+
+    rows: np.ndarray
+    vectors: Tensor
+    tokens: int
+
+
+def encode_stream(
+    texts: Sequence[str],
+    tokenizer: Tokenizer,
+    run: Callable[[PackedBatch], Tensor],
+    *,
+    prompt: str,
+    device: torch.device,
+    token_budget: int,
+    batch_size: int | None,
+    stats: EncodeStats,
+) -> Iterator[EncodedBatch]:
+    """Encode texts, longest first.
+
+    Args:
+        texts: strings, in the caller's order.
+        tokenizer: texts to ids.
+        run: a packed batch on `device` to fp32 vectors `[texts, dimension]`.
+        prompt: put before each text.
+        device: where batches are packed to.
+        token_budget: most tokens in a batch; a longer text gets a batch of its own.
+        batch_size: most texts in a batch, or None.
+        stats: counters to add to, complete once the stream is exhausted.
+
+    Yields:
+        Batches in the order they ran; together they hold each text exactly once.
+    """
+    lengths = np.zeros(len(texts), dtype=np.int64)
+    pieces = _tokenised_pieces(texts, tokenizer, prompt, BATCHES_PER_PIECE * token_budget, stats)
+    for rows, tokenised in prefetch(pieces):
+        lengths[rows] = tokenised.lengths
+        stats.texts += len(rows)
+        stats.tokens += len(tokenised.input_ids)
+        stats.truncated += int(tokenised.truncated.sum())
+        stats.repaired += int(tokenised.repaired.sum())
+        for chosen in plan_batches(tokenised.lengths, token_budget):
+            for start in range(0, len(chosen), batch_size or len(chosen)):
+                begin = time.perf_counter()
+                part = chosen[start : start + (batch_size or len(chosen))]
+                batch = pack(tokenised, part, device)
+                with torch.no_grad():
+                    vectors = run(batch).to("cpu", torch.float32)
+                stats.compute_seconds += time.perf_counter() - begin
+                yield EncodedBatch(rows[part], vectors, batch.tokens)
+    stats.padded_tokens += padded_tokens(lengths)
+
+
+def _tokenised_pieces(
+    texts: Sequence[str], tokenizer: Tokenizer, prompt: str, piece_tokens: int, stats: EncodeStats
+) -> Iterator[tuple[np.ndarray, TokenizedTexts]]:
+    characters = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
+    if tokenizer.max_length is not None:
+        # Beyond this every text is cut to the same number of tokens, and the order no longer matters.
+        characters = characters.clip(max=CHARACTERS_PER_TOKEN * tokenizer.max_length)
+    for rows in plan_batches(characters + 2 * CHARACTERS_PER_TOKEN, CHARACTERS_PER_TOKEN * piece_tokens):
+        begin = time.perf_counter()
+        tokenised = tokenizer.encode([texts[row] for row in rows], prompt=prompt)
+        stats.tokenise_seconds += time.perf_counter() - begin
+        yield rows, tokenised
