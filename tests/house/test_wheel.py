@@ -67,7 +67,7 @@ def test_wheel_holds_the_sources(export: Path, sdist: Path, tmp_path: Path) -> N
         described = archive.read(metadata).decode()
     assert held == {f"padless/{name}" for name in shipped_sources(export)}
     assert "\nName: padless\n" in described
-    assert "\nLicense-Expression: Apache-2.0\n" in described
+    assert "\nLicense-File: LICENSE\n" in described
 
 
 def test_every_source_folder_is_a_declared_package(export: Path) -> None:
