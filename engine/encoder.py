@@ -164,8 +164,7 @@ class Encoder:
             first += len(window)
 
     def _runner(self, prompt: str) -> Callable[[PackedBatch], Tensor]:
-        # Without its closing special token a lone prompt is what every text begins with.
-        leading = self.tokenizer.count_tokens(prompt) - len(self.tokenizer.trailing) if prompt else 0
+        leading = self.tokenizer.prompt_tokens(prompt) if prompt else 0
         return lambda batch: self.head(self.model(batch), batch, leading)
 
     def _width(self, truncate_dim: int | None) -> int:

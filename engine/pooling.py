@@ -1,4 +1,4 @@
-"""From token vectors to one vector a text: the modules that follow the transformer in a sentence-transformers folder."""
+"""From token vectors to one vector a text: what follows the transformer in a sentence-transformers folder."""
 
 from __future__ import annotations
 

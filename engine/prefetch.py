@@ -16,8 +16,8 @@ _END = object()
 def prefetch(items: Iterable[T], depth: int = 1) -> Iterator[T]:
     """Yield the items in order, up to `depth` of them made ahead of time by one background thread.
 
-    An error raised while an item is made is raised here, in that item's place. Leaving the loop early waits for the item
-    in the making and drops it.
+    An error raised while an item is made is raised here, in that item's place. Leaving the loop early waits for the
+    item in the making and drops it.
     """
     iterator = iter(items)
     with ThreadPoolExecutor(1, thread_name_prefix="padless-prefetch") as executor:

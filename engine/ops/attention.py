@@ -2,11 +2,12 @@
 
 Each text is attended to on its own, in a plain loop, so that there is nothing here to get wrong; speed is the business
 of the rows above this one. Sources: "Attention Is All You Need" (Vaswani et al. 2017, section 3.2.1); sliding windows
-as in Longformer (Beltagy et al. 2020, section 3.1); relative position buckets as in T5 (Raffel et al. 2020, section 2.1).
+as in Longformer (Beltagy et al. 2020, section 3.1); relative positions as in T5 (Raffel et al. 2020, section 2.1).
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -107,7 +108,7 @@ def relative_position_bucket(distance: Tensor, num_buckets: int, max_distance: i
 
 
 def _spans(starts: list[int]) -> list[tuple[int, int]]:
-    return list(zip(starts[:-1], starts[1:], strict=True))
+    return list(itertools.pairwise(starts))
 
 
 def _relative_positions(length_q: int, length_k: int, device: torch.device) -> Tensor:

@@ -6,6 +6,7 @@ loading, after `.to()` or `.half()`. From then on a call goes straight to the ch
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -114,7 +115,7 @@ def joined(weight: Weight) -> Tensor | None:
 
 
 def _adjacent(parameters: tuple[nn.Parameter, ...]) -> bool:
-    pairs = zip(parameters, parameters[1:], strict=False)
+    pairs = itertools.pairwise(parameters)
     return all(
         a.is_contiguous() and b.is_contiguous() and a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
         and b.storage_offset() == a.storage_offset() + a.numel()

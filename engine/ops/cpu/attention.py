@@ -54,7 +54,7 @@ def varlen_attention(
 
 
 def _equal_runs(cu_seqlens: Tensor) -> Iterator[tuple[int, int, int]]:
-    """(first row, number of texts, length) of each run of neighbouring texts of one length; empty texts have no rows."""
+    """(first row, number of texts, length) of each run of neighbours of one length; empty texts have no rows."""
     lengths, counts = torch.unique_consecutive(cu_seqlens.diff(), return_counts=True)
     start = 0
     for length, count in zip(lengths.tolist(), counts.tolist(), strict=True):
