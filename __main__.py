@@ -7,7 +7,7 @@ __all__ = ["main"]
 
 def main() -> None:
     """Run the command line; it ends the process with exit code 0, or 2 after one line that says what is wrong."""
-    from .engine.cli.main import main as run
+    from .engine.cli.app import main as run
 
     run()
 

@@ -1,0 +1,47 @@
+"""`padless bench`: measured beside its peers, on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Measure padless beside its peers on this machine.", rich_markup_mode=None)
+
+
+@app.callback()
+def bench() -> None:
+    """Measure padless beside its peers on this machine."""
+
+
+@app.command()
+def models(
+    device: Annotated[str, typer.Option(help="Where to run: cpu, cuda, ...")] = "cpu",
+    dtypes: Annotated[
+        str, typer.Option("--dtypes", help="Comma-separated: float32, bfloat16, float16.")
+    ] = "float32,bfloat16",
+    threads: Annotated[int, typer.Option(min=1, help="Threads of every system measured.")] = 2,
+    peers: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated peers to measure beside padless; those not installed are named and left out."
+        ),
+    ] = "sentence-transformers,openvino",
+    workload: Annotated[str, typer.Option(help="Name of a workload in bench/workloads.py.")] = "mixed_256",
+    repeats: Annotated[int, typer.Option(min=1, help="Interleaved rounds; the median is printed.")] = 5,
+    json: Annotated[Path | None, typer.Option(help="Also write the figures to this file.")] = None,
+) -> None:
+    """Measure models: tokens a second.
+
+    Correctness is checked first; all systems run interleaved in one process.
+    """
+    from ...bench.models import run
+
+    run(device, _listed(dtypes), threads, _listed(peers), workload, repeats, json)
+
+
+def _listed(value: str) -> list[str]:
+    return [item.strip() for item in value.split(",") if item.strip()]

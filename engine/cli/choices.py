@@ -1,0 +1,16 @@
+"""Options that several commands share, declared once so that they read the same everywhere."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+__all__ = ["Backend", "Device", "Dtype"]
+
+Device = Annotated[str, typer.Option(help="Where to run: auto, cpu, cuda, cuda:1, ...")]
+Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"],
+    typer.Option(help="What to compute in; auto is the fastest the device has."),
+]
+Backend = Annotated[str, typer.Option(help="auto, or the implementation every op must use; see padless explain.")]

@@ -1,0 +1,51 @@
+"""errors.jsonl: one record for every row that has no vector, or whose text was changed before it got one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from .durable import append_durably
+from .rows import Row
+
+__all__ = ["RowRecord", "append_records", "record_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class RowRecord:
+    """One line of errors.jsonl.
+
+    Attributes:
+        file: the input file, as the caller named it.
+        row: position among all rows of the job, from 0; the column `row` of the output.
+        file_row: position among the rows of that file, from 0.
+        id: value of the id column, or None.
+        kind: "error" where the row has no vector; "repaired" where it has the vector of the repaired text.
+        reason: what was found and what was expected.
+    """
+
+    file: str
+    row: int
+    file_row: int
+    id: int | str | None
+    kind: Literal["error", "repaired"]
+    reason: str
+
+
+def record_of(row: Row, reason: str | None = None) -> RowRecord:
+    """The record of a bad or repaired row; with `reason`, of a row that turned out to be bad later."""
+    kind = "repaired" if row.kind == "repaired" and reason is None else "error"
+    return RowRecord(row.file, row.number, row.file_row, row.id, kind, row.reason if reason is None else reason)
+
+
+def append_records(path: Path, records: Sequence[RowRecord]) -> int:
+    """Append the records of one shard, lastingly, and return the file's new length in bytes.
+
+    Raises:
+        JobError: if the disk refuses.
+    """
+    # ASCII: a line of this file can be read whatever the row held.
+    return append_durably(path, "".join(json.dumps(asdict(record)) + "\n" for record in records))
