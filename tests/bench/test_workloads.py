@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+from padless.bench.workloads import WORKLOADS, articles, default_model, load_workload, news, package_path, verses
+from padless.engine.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def model() -> Path:
+    return default_model()
+
+
+def reference_lengths(model: Path, texts: tuple[str, ...]) -> np.ndarray:
+    """Token counts by transformers, which shares no code with the workloads' own counter but the vocabulary file."""
+    tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
+    return np.array([len(ids) for ids in tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]])
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_lengths_are_those_the_real_tokenizer_counts(model: Path, name: str) -> None:
+    workload = load_workload(name, model)
+    np.testing.assert_array_equal(workload.lengths, reference_lengths(model, workload.texts))
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_a_workload_is_the_same_every_time(model: Path, name: str) -> None:
+    first, second = load_workload(name, model), load_workload(name, model)
+    assert first.texts == second.texts
+    assert all(text.strip() == text != "" for text in first.texts)
+
+
+def test_mixed_lengths_spread_evenly(model: Path) -> None:
+    lengths = load_workload("mixed_256", model).lengths
+    assert len(lengths) == 512
+    np.testing.assert_allclose(np.sort(lengths), np.linspace(4, 256, 512), atol=0.5)
+    # Shuffled, so that batches in input order hold long and short texts together.
+    batches = lengths.reshape(-1, 32)
+    assert batches.max(axis=1).sum() * 32 / lengths.sum() > 1.8
+
+
+def test_skewed_lengths_are_mostly_short(model: Path) -> None:
+    lengths = load_workload("skewed_256", model).lengths
+    assert (len(lengths), lengths.min(), lengths.max()) == (512, 4, 256)
+    assert np.median(lengths) < 60
+    assert 36_000 < lengths.sum() < 37_000
+
+
+def test_long_texts_are_longer_than_the_model_takes(model: Path) -> None:
+    workload = load_workload("long", model)
+    assert len(workload.texts) == 128
+    assert workload.lengths.min() > 1200
+    assert workload.kept_tokens(256) == 128 * 256
+    assert workload.kept_tokens(None) == workload.lengths.sum()
+
+
+def test_verses_are_the_bible_without_numbers(model: Path) -> None:
+    book = verses()
+    assert len(book) > 20_000
+    assert book[0] == "In the beginning God created the heavens and the earth."
+    assert not any(re.search(r"\d+:\d+", verse) for verse in book)
+    workload = load_workload("verses", model)
+    assert len(workload.texts) == 2048
+    assert set(workload.texts) <= set(book)
+
+
+def test_corpora_are_plain_text() -> None:
+    assert len(news()) == 300
+    found = articles()
+    assert len(found) > 50
+    assert [text[:60] for text in found if re.search(r"\[\[|<ref|\{\||\{\{", text)] == []
+
+
+def test_an_unknown_workload_is_named(model: Path) -> None:
+    with pytest.raises(InputError, match=r"^workload 'mixed': unknown, expected one of mixed_256, skewed_256"):
+        load_workload("mixed", model)
+
+
+def test_a_folder_without_tokenizer_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"tokenizer\.json: not found"):
+        load_workload("verses", tmp_path)
+
+
+def test_a_missing_package_is_named_with_what_to_install() -> None:
+    assert importlib.util.find_spec("no_such_corpus") is None
+    with pytest.raises(InputError, match=r"^package no_such_corpus: not installed, .* install --no-deps no-such-corpus$"):
+        package_path("no_such_corpus", "texts.txt")
+
+
+def test_a_package_without_the_file_is_named() -> None:
+    with pytest.raises(InputError, match=r"^package numpy: expected texts\.txt in "):
+        package_path("numpy", "texts.txt")
