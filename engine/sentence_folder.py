@@ -324,9 +324,7 @@ def _limit_of_model(folder: Path) -> int | None:
 def _capped(limit: int | None, folder: Path) -> int | None:
     positions = read_json(folder / CONFIG_NAME, what="model configuration").get("max_position_embeddings")
     # XLNet writes -1 for "any number".
-    if not _is_size(positions):
-        return limit
-    return positions if limit is None else min(limit, positions)
+    return min((size for size in (limit, positions) if _is_size(size)), default=None)
 
 
 def _read_model_settings(path: Path) -> tuple[dict[str, str], str | None, str | None]:

@@ -45,7 +45,7 @@ class TextCutter:
 
     @classmethod
     def for_tokenizer(cls, tokenizer: Tokenizer) -> TextCutter | None:
-        """The rules for `tokenizer`; None where no place to cut is known to be safe, so that texts are tokenised whole."""
+        """The rules for `tokenizer`, or None where no safe place to cut is known and texts must be tokenised whole."""
         added = list(tokenizer.get_added_tokens_decoder().values())
         normalizers, pre_tokenizers = _steps(tokenizer.normalizer), _steps(tokenizer.pre_tokenizer)
         spellings = [text for token in added for text in _spellings(token, tokenizer)]
@@ -152,8 +152,8 @@ def _bert_boundary(settings: dict[str, Any], added: list[AddedToken], spellings:
 def _bert_runs(longest_word: int) -> tuple[tuple[re.Pattern[str], str], ...]:
     """Runs of which a shorter one gives the same ids.
 
-    White space and NUL give none. A word longer than the model takes is `[UNK]`, however long; combining marks are stripped
-    or make such a word.
+    White space and NUL give none. A word longer than the model takes is `[UNK]`, however long; combining marks are
+    stripped or make such a word.
     """
     kept = 2 * longest_word + 2
     return (

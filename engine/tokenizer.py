@@ -74,7 +74,7 @@ class Tokenizer:
         Args:
             folder: holds `tokenizer.json`, or else `vocab.txt` (WordPiece); `tokenizer_config.json` is followed.
             max_length: tokens kept per text, special tokens included; None keeps all.
-            lowercase: lower-case texts before the tokenizer's own normalisation: sentence-transformers' `do_lower_case`.
+            lowercase: lower-case texts before the tokenizer's own normalisation; sentence-transformers' do_lower_case.
 
         Raises:
             TokenizerError: there is no tokenizer, or it cannot be read.
@@ -119,7 +119,7 @@ class Tokenizer:
         return len(self._run(_strings([text], ""))[0][0])
 
     def prompt_tokens(self, prompt: str) -> int:
-        """Tokens at the head of each text that are the prompt's, `[CLS]` included: what `include_prompt=False` drops."""
+        """Tokens of a prompt at the head of each text, `[CLS]` included: what `include_prompt=False` leaves out."""
         ids = self._run(_strings([prompt], ""))[0][0].ids
         return len(ids) - (1 if ids and ids[-1] in self._special_ids else 0)
 

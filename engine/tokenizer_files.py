@@ -14,7 +14,8 @@ from .errors import ConfigError, TokenizerError
 
 __all__ = ["TokenizerFiles", "read_tokenizer"]
 
-# Of these transformers takes casing, accents and Chinese characters from tokenizer_config.json, whatever tokenizer.json says.
+# For these transformers takes casing, accents and Chinese characters from tokenizer_config.json, whatever
+# tokenizer.json says.
 BERT_TOKENIZERS = {"BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "MobileBertTokenizer"}
 BERT_MODEL_TYPES = {"bert", "megatron-bert", "mobilebert", "distilbert", "electra"}
 
@@ -117,9 +118,7 @@ def _add_tokens(rust: Tokenizer, settings: dict[str, Any], folder: Path) -> None
         (rust.add_special_tokens if token.special else rust.add_tokens)([token])
         found = rust.token_to_id(token.content)
         if found != index:
-            raise TokenizerError(
-                f"{source}: added token {token.content!r}: expected id {index}, the next free one is {found}"
-            )
+            raise TokenizerError(f"{source}: added token {token.content!r}: expected id {index}, got {found}")
 
 
 def _flags(entry: dict[str, Any]) -> dict[str, Any]:
