@@ -29,7 +29,7 @@ def resolve_folder(path_or_id: str | os.PathLike[str]) -> Path:
         ModelNotFoundError: no such folder, naming every place that was looked at.
     """
     text = os.fspath(path_or_id)
-    if not text or "\0" in text:
+    if not text or not text.isprintable():
         raise ModelNotFoundError(f"model {text!r}: expected a folder or an id such as 'org/name'")
     local = Path(text).expanduser()
     if local.is_dir():
