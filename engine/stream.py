@@ -2,13 +2,19 @@
 
 Texts are ordered by length in characters and cut into pieces; each piece is tokenised by a thread while the device runs
 the one before. Inside a piece the plan is made on token counts, so a batch holds texts of like length and no padding.
+
+On a CPU several batches run at once, each in a thread of its own and on one core. The other way, every operator of one
+batch split over all cores, has them wait for each other some fifteen times a layer; whole batches never wait.
 """
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +44,7 @@ class EncodeStats:
         truncated: texts cut to the model's maximum.
         repaired: texts in which lone surrogates were replaced by U+FFFD.
         tokenise_seconds: spent in the tokenising thread.
-        compute_seconds: spent on packing, the model and copying back.
+        compute_seconds: spent on packing, the model and copying back, added up over threads.
     """
 
     texts: int = 0
@@ -81,7 +87,7 @@ def encode_stream(
     Args:
         texts: strings, in the caller's order.
         tokenizer: texts to ids.
-        run: a packed batch on `device` to fp32 vectors `[texts, dimension]`.
+        run: a packed batch on `device` to fp32 vectors `[texts, dimension]`; called from several threads at once.
         prompt: put before each text.
         device: where batches are packed to.
         token_budget: most tokens in a batch; a longer text gets a batch of its own.
@@ -89,37 +95,89 @@ def encode_stream(
         stats: counters to add to, complete once the stream is exhausted.
 
     Yields:
-        Batches in the order they ran; together they hold each text exactly once.
+        Batches in the order of the plan; together they hold each text exactly once.
     """
+    characters = _characters(texts, tokenizer)
     lengths = np.zeros(len(texts), dtype=np.int64)
-    pieces = _tokenised_pieces(texts, tokenizer, prompt, BATCHES_PER_PIECE * token_budget, stats)
-    for rows, tokenised in prefetch(pieces):
-        lengths[rows] = tokenised.lengths
-        stats.texts += len(rows)
-        stats.tokens += len(tokenised.input_ids)
-        stats.truncated += int(tokenised.truncated.sum())
-        stats.repaired += int(tokenised.repaired.sum())
-        for chosen in plan_batches(tokenised.lengths, token_budget):
-            for start in range(0, len(chosen), batch_size or len(chosen)):
-                begin = time.perf_counter()
-                part = chosen[start : start + (batch_size or len(chosen))]
-                batch = pack(tokenised, part, device)
-                with torch.no_grad():
-                    vectors = run(batch).to("cpu", torch.float32)
-                stats.compute_seconds += time.perf_counter() - begin
-                yield EncodedBatch(rows[part], vectors, batch.tokens)
+
+    def run_batch(rows: np.ndarray, tokenised: TokenizedTexts, chosen: np.ndarray) -> tuple[EncodedBatch, float]:
+        begin = time.perf_counter()
+        batch = pack(tokenised, chosen, device)
+        with torch.no_grad():
+            vectors = run(batch).to("cpu", torch.float32)
+        return EncodedBatch(rows[chosen], vectors, batch.tokens), time.perf_counter() - begin
+
+    def planned() -> Iterator[tuple[np.ndarray, TokenizedTexts, np.ndarray]]:
+        pieces = _tokenised_pieces(texts, characters, tokenizer, prompt, BATCHES_PER_PIECE * token_budget, stats)
+        for rows, tokenised in prefetch(pieces):
+            lengths[rows] = tokenised.lengths
+            _count(tokenised, stats)
+            for chosen in plan_batches(tokenised.lengths, token_budget):
+                for start in range(0, len(chosen), batch_size or len(chosen)):
+                    yield rows, tokenised, chosen[start : start + (batch_size or len(chosen))]
+
+    likely_batches = characters.sum() // (CHARACTERS_PER_TOKEN * token_budget)
+    for encoded, seconds in _run_all(planned(), run_batch, _workers(device, int(likely_batches))):
+        stats.compute_seconds += seconds
+        yield encoded
     stats.padded_tokens += padded_tokens(lengths)
 
 
-def _tokenised_pieces(
-    texts: Sequence[str], tokenizer: Tokenizer, prompt: str, piece_tokens: int, stats: EncodeStats
-) -> Iterator[tuple[np.ndarray, TokenizedTexts]]:
+def _workers(device: torch.device, batches: int) -> int:
+    threads = torch.get_num_threads()
+    return threads if device.type == "cpu" and batches >= threads else 1
+
+
+def _run_all(
+    calls: Iterator[tuple[Any, ...]], run: Callable[..., tuple[EncodedBatch, float]], workers: int
+) -> Iterator[tuple[EncodedBatch, float]]:
+    """`run(*call)` for each call, in order; by several threads with one core each where `workers` is above 1."""
+    if workers == 1:
+        yield from (run(*call) for call in calls)
+        return
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(workers, "padless-run", torch.set_num_threads, (1,)) as executor:
+        pending: deque[Future[tuple[EncodedBatch, float]]] = deque()
+        try:
+            for call in calls:
+                pending.append(executor.submit(run, *call))
+                if len(pending) == 2 * workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+            # A thread's own setting is also what threads started later begin with: put that back.
+            torch.set_num_threads(threads)
+
+
+def _characters(texts: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
+    """int64 `[texts]`: characters that matter for planning, and a little more so that no text counts as nothing."""
     characters = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
     if tokenizer.max_length is not None:
         # Beyond this every text is cut to the same number of tokens, and the order no longer matters.
         characters = characters.clip(max=CHARACTERS_PER_TOKEN * tokenizer.max_length)
-    for rows in plan_batches(characters + 2 * CHARACTERS_PER_TOKEN, CHARACTERS_PER_TOKEN * piece_tokens):
+    return characters + 2 * CHARACTERS_PER_TOKEN
+
+
+def _tokenised_pieces(
+    texts: Sequence[str],
+    characters: np.ndarray,
+    tokenizer: Tokenizer,
+    prompt: str,
+    piece_tokens: int,
+    stats: EncodeStats,
+) -> Iterator[tuple[np.ndarray, TokenizedTexts]]:
+    for rows in plan_batches(characters, CHARACTERS_PER_TOKEN * piece_tokens):
         begin = time.perf_counter()
         tokenised = tokenizer.encode([texts[row] for row in rows], prompt=prompt)
         stats.tokenise_seconds += time.perf_counter() - begin
         yield rows, tokenised
+
+
+def _count(tokenised: TokenizedTexts, stats: EncodeStats) -> None:
+    stats.texts += len(tokenised)
+    stats.tokens += len(tokenised.input_ids)
+    stats.truncated += int(tokenised.truncated.sum())
+    stats.repaired += int(tokenised.repaired.sum())
