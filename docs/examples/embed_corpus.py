@@ -52,13 +52,12 @@ def write_corpus(path: Path) -> int:
     return len(texts)
 
 
-def nearest(query: np.ndarray, embeddings: Path, count: int) -> list[tuple[str, float]]:
-    """The ids of the rows most like `query` `[dimension]`, with their cosine; rows and query have length 1."""
-    shards = ds.dataset(sorted(embeddings.glob("part-*.parquet"))).to_table(columns=["id", "embedding"])
+def nearest(query: np.ndarray, embeddings: Path, count: int) -> list[tuple[float, int]]:
+    """Cosine and row number of the rows most like `query` `[dimension]`; all vectors have length 1."""
+    shards = ds.dataset(sorted(embeddings.glob("part-*.parquet"))).to_table(columns=["row", "embedding"])
     vectors = shards["embedding"].combine_chunks().flatten().to_numpy().reshape(len(shards), -1)
     scores = vectors @ query
-    best = np.argsort(-scores)[:count]
-    return [(shards["id"][int(row)].as_py(), float(scores[row])) for row in best]
+    return [(float(scores[i]), shards["row"][int(i)].as_py()) for i in np.argsort(-scores)[:count]]
 
 
 def main() -> None:
@@ -78,11 +77,11 @@ def main() -> None:
     print(f"{summary.padding_avoided:.0%} padding avoided, {summary.seconds:.1f} s")
     print(f"  texts: {corpus}, vectors: {embeddings}/part-*.parquet")
 
-    texts = dict(zip(*pq.read_table(corpus, columns=["id", "text"]).to_pydict().values(), strict=True))
-    vector = encoder.encode(query, normalize_embeddings=True)
+    verses = pq.read_table(corpus)
     print(f"nearest to {query!r}:")
-    for reference, score in nearest(np.asarray(vector), embeddings, 3):
-        print(textwrap.fill(f"  {score:.3f}  {reference}  {texts[reference]}", 100, subsequent_indent=" " * 9))
+    for score, row in nearest(np.asarray(encoder.encode(query)), embeddings, 3):
+        line = f"  {score:.3f}  {verses['id'][row]}  {verses['text'][row]}"
+        print(textwrap.fill(line, 100, subsequent_indent=" " * 9))
 
 
 if __name__ == "__main__":
