@@ -27,6 +27,14 @@ LOCAL_NORMALIZERS = {
     *("Prepend", "Replace", "Strip", "StripAccents"),
 }
 
+# Insides of character classes; the Chinese block is the one that has no decompositions.
+WHITE_SPACE = r" \t\n\r"
+LETTERS = "A-Za-z0-9"
+MARKS = "\u0300-\u036f"
+CHINESE = "\u4e00-\u9fff"
+
+LONGEST_RUN_KEPT = 10_000
+
 CHARACTERS_PER_TOKEN = 8
 """Length of the first beginning tried: most languages stay below it, so that one attempt nearly always suffices."""
 
@@ -37,11 +45,13 @@ class TextCutter:
 
     Attributes:
         boundary: matches at a position where a beginning may end.
-        runs: pairs of a pattern and its replacement that shorten endless runs without changing an id.
+        run: matches an endless run, of which the first `run_kept` characters give the same ids; None where no run does.
+        run_kept: characters.
     """
 
     boundary: re.Pattern[str]
-    runs: tuple[tuple[re.Pattern[str], str], ...] = ()
+    run: re.Pattern[str] | None = None
+    run_kept: int = 0
 
     @classmethod
     def for_tokenizer(cls, tokenizer: Tokenizer) -> TextCutter | None:
@@ -55,10 +65,10 @@ class TextCutter:
         bert = _bert_settings(normalizers, pre_tokenizers)
         if bert is None or not isinstance(model, WordPiece):
             return cls(re.compile(r"(?<=[A-Za-z0-9]) (?=[A-Za-z])"))
-        return cls(
-            re.compile(_bert_boundary(bert, added, spellings)),
-            _bert_runs(model.max_input_chars_per_word) if all(map(_stands_apart, spellings)) else (),
-        )
+        # Longer than a word may be, and than an added token whose neighbours a shortened run must not change.
+        kept = max(2 * model.max_input_chars_per_word, 200)
+        shortens = kept <= LONGEST_RUN_KEPT and all(map(_stands_apart, spellings))
+        return cls(_bert_boundary(bert, added, spellings), _bert_run(kept) if shortens else None, kept)
 
     @staticmethod
     def first_size(max_length: int) -> int:
@@ -74,14 +84,13 @@ class TextCutter:
         Args:
             text: any text.
             size: characters to take.
-            shorten_runs: also replace endless runs (of blanks, of letters, of combining marks) by short ones.
+            shorten_runs: also shorten endless runs (of blanks, of letters, of combining marks).
         """
         whole = size >= len(text)
         # One character more, for boundaries that look ahead.
         begun = text if whole else text[: size + 1]
-        if shorten_runs:
-            for pattern, replacement in self.runs:
-                begun = pattern.sub(replacement, begun)
+        if shorten_runs and self.run is not None:
+            begun = self.run.sub(lambda run: run.string[run.start() : run.start() + self.run_kept], begun)
         return begun if whole else begun[: self._last_boundary(begun)]
 
     def _last_boundary(self, text: str) -> int:
@@ -135,35 +144,31 @@ def _bert_settings(normalizers: list[dict[str, Any]], pre_tokenizers: list[dict[
     return settings if settings["clean_text"] else None
 
 
-def _bert_boundary(settings: dict[str, Any], added: list[AddedToken], spellings: list[str]) -> str:
+def _bert_boundary(settings: dict[str, Any], added: list[AddedToken], spellings: list[str]) -> re.Pattern[str]:
     """Before white space, and before punctuation and Chinese characters, each a word by itself.
 
     Characters of added tokens are left out, since a cut within "[SEP]" would change it. Where an added token must stand
     alone as a word, whether it does depends on the next character; white space is the same as the end of the text.
     """
-    allowed = set(" \t\n\r")
-    if not any(token.single_word for token in added):
-        allowed |= set(string.punctuation) - set("".join(spellings))
-        if settings["handle_chinese_chars"] and not re.search("[\u4e00-\u9fff]", "".join(spellings)):
-            return "[" + re.escape("".join(sorted(allowed))) + "\u4e00-\u9fff]"
-    return "[" + re.escape("".join(sorted(allowed))) + "]"
+    if any(token.single_word for token in added):
+        return re.compile(f"[{WHITE_SPACE}]")
+    taken = "".join(spellings)
+    punctuation = re.escape("".join(sorted(set(string.punctuation) - set(taken))))
+    chinese = CHINESE if settings["handle_chinese_chars"] and not re.search(f"[{CHINESE}]", taken) else ""
+    return re.compile(f"[{WHITE_SPACE}{punctuation}{chinese}]")
 
 
-def _bert_runs(longest_word: int) -> tuple[tuple[re.Pattern[str], str], ...]:
-    """Runs of which a shorter one gives the same ids.
+def _bert_run(kept: int) -> re.Pattern[str]:
+    """A run of more than `kept` characters that needs no more of them.
 
-    White space and NUL give none. A word longer than the model takes is `[UNK]`, however long; combining marks are
+    White space and NUL give no ids. A word longer than the model takes is `[UNK]`, however long; combining marks are
     stripped or make such a word.
     """
-    kept = 2 * longest_word + 2
-    return (
-        (re.compile(r"[ \t\n\r]{64,}"), " "),
-        (re.compile("\0{64,}"), "\0"),
-        (re.compile(rf"([A-Za-z0-9]{{{kept}}})[A-Za-z0-9]+"), r"\1"),
-        (re.compile(f"([\u0300-\u036f]{{{kept}}})[\u0300-\u036f]+"), r"\1"),
-    )
+    kinds = (WHITE_SPACE, "\0", LETTERS, MARKS)
+    return re.compile("|".join(f"[{kind}]{{{kept + 1},}}" for kind in kinds))
 
 
 def _stands_apart(spelling: str) -> bool:
     """Whether shortening a run cannot make, break or move this added token."""
-    return bool(re.fullmatch("[^A-Za-z0-9\0\u0300-\u036f](.{0,60}[^A-Za-z0-9\0\u0300-\u036f])?", spelling))
+    edge = f"[^\0{LETTERS}{MARKS}]"
+    return bool(re.fullmatch(f"{edge}(.{{0,60}}{edge})?", spelling))

@@ -125,17 +125,17 @@ class Tokenizer:
 
     def _run(self, texts: list[str]) -> tuple[list[Encoding], np.ndarray]:
         """Encodings of whole texts, and which of them had surrogates to be replaced."""
-        repaired = np.zeros(len(texts), dtype=bool)
         try:
-            return self._rust.encode_batch_fast(texts), repaired
-        except TypeError:
-            # The one thing a str may hold that the library refuses, and with it the whole batch.
-            for row, text in enumerate(texts):
-                repaired[row] = _has_surrogate(text)
+            try:
+                return self._rust.encode_batch_fast(texts), np.zeros(len(texts), dtype=bool)
+            except TypeError:
+                # A surrogate is the one thing in a str that the library refuses, and with it the whole batch.
+                repaired = np.fromiter(map(_has_surrogate, texts), dtype=bool, count=len(texts))
+                mended = map(_without_surrogates, texts)
+                return self._rust.encode_batch_fast(list(mended)), repaired
         except Exception as error:
+            # The library raises plain Exception, such as for a character that it has no token for.
             raise TokenizerError(f"{self.source}: tokenising failed ({_one_line(error)})") from None
-        mended = [_without_surrogates(text) if bad else text for text, bad in zip(texts, repaired, strict=True)]
-        return self._rust.encode_batch_fast(mended), repaired
 
     def _run_cut(self, texts: list[str], limit: int) -> tuple[list[Encoding], np.ndarray]:
         """Like `_run`, with at least `limit + 1` tokens of those texts that have as many, and not many more."""
@@ -225,6 +225,8 @@ def _has_surrogate(text: str) -> bool:
 
 def _without_surrogates(text: str) -> str:
     """Pairs become the character they stand for, lone ones U+FFFD."""
+    if not _has_surrogate(text):
+        return text
     joined = SURROGATE_PAIR.sub(lambda pair: pair[0].encode("utf-16", "surrogatepass").decode("utf-16"), text)
     return SURROGATE.sub("\ufffd", joined)
 
