@@ -59,7 +59,7 @@ format: $(DEV_STAMP)  ## let ruff format and fix what it can
 	$(BIN)/ruff format .
 
 bench: $(DEV_STAMP)  ## tokens/s on this machine's CPU against sentence-transformers and OpenVINO
-	$(UNSET) HF_HUB_OFFLINE=1 $(BIN)/python -m padless bench models --device cpu
+	$(UNSET) HF_HUB_OFFLINE=1 $(BIN)/python -m padless bench models --device cpu $(BENCH)
 
 clean:  ## remove .venv, caches and what the demo wrote
 	rm -rf $(VENV) out build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
