@@ -79,6 +79,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "transformers": ("bench",),
     "sentence_transformers": ("bench",),
     "openvino": ("bench",),
+    "onnxruntime": ("bench",),
 }
 
 LEAVES = ("errors", "contract", "data", "device", "configs")
