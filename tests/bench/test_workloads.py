@@ -8,13 +8,27 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from padless.bench.workloads import WORKLOADS, articles, default_model, load_workload, news, package_path, verses
+from padless.bench.workloads import (
+    WORKLOADS,
+    Workload,
+    articles,
+    default_model,
+    load_workload,
+    news,
+    package_path,
+    verses,
+)
 from padless.engine.errors import InputError
 
 
 @pytest.fixture(scope="module")
 def model() -> Path:
     return default_model()
+
+
+@pytest.fixture(scope="module")
+def workloads(model: Path) -> dict[str, Workload]:
+    return {name: load_workload(name, model) for name in WORKLOADS}
 
 
 def reference_lengths(model: Path, texts: tuple[str, ...]) -> np.ndarray:
@@ -24,20 +38,20 @@ def reference_lengths(model: Path, texts: tuple[str, ...]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", WORKLOADS)
-def test_lengths_are_those_the_real_tokenizer_counts(model: Path, name: str) -> None:
-    workload = load_workload(name, model)
+def test_lengths_are_those_the_real_tokenizer_counts(model: Path, workloads: dict[str, Workload], name: str) -> None:
+    workload = workloads[name]
     np.testing.assert_array_equal(workload.lengths, reference_lengths(model, workload.texts))
 
 
 @pytest.mark.parametrize("name", WORKLOADS)
-def test_a_workload_is_the_same_every_time(model: Path, name: str) -> None:
-    first, second = load_workload(name, model), load_workload(name, model)
+def test_a_workload_is_the_same_every_time(model: Path, workloads: dict[str, Workload], name: str) -> None:
+    first, second = workloads[name], load_workload(name, model)
     assert first.texts == second.texts
     assert all(text.strip() == text != "" for text in first.texts)
 
 
-def test_mixed_lengths_spread_evenly(model: Path) -> None:
-    lengths = load_workload("mixed_256", model).lengths
+def test_mixed_lengths_spread_evenly(workloads: dict[str, Workload]) -> None:
+    lengths = workloads["mixed_256"].lengths
     assert len(lengths) == 512
     np.testing.assert_allclose(np.sort(lengths), np.linspace(4, 256, 512), atol=0.5)
     # Shuffled, so that batches in input order hold long and short texts together.
@@ -45,27 +59,27 @@ def test_mixed_lengths_spread_evenly(model: Path) -> None:
     assert batches.max(axis=1).sum() * 32 / lengths.sum() > 1.8
 
 
-def test_skewed_lengths_are_mostly_short(model: Path) -> None:
-    lengths = load_workload("skewed_256", model).lengths
+def test_skewed_lengths_are_mostly_short(workloads: dict[str, Workload]) -> None:
+    lengths = workloads["skewed_256"].lengths
     assert (len(lengths), lengths.min(), lengths.max()) == (512, 4, 256)
     assert np.median(lengths) < 60
     assert 36_000 < lengths.sum() < 37_000
 
 
-def test_long_texts_are_longer_than_the_model_takes(model: Path) -> None:
-    workload = load_workload("long", model)
+def test_long_texts_are_longer_than_the_model_takes(workloads: dict[str, Workload]) -> None:
+    workload = workloads["long"]
     assert len(workload.texts) == 128
     assert workload.lengths.min() > 1200
     assert workload.kept_tokens(256) == 128 * 256
     assert workload.kept_tokens(None) == workload.lengths.sum()
 
 
-def test_verses_are_the_bible_without_numbers(model: Path) -> None:
+def test_verses_are_the_bible_without_numbers(workloads: dict[str, Workload]) -> None:
     book = verses()
     assert len(book) > 20_000
     assert book[0] == "In the beginning God created the heavens and the earth."
     assert not any(re.search(r"\d+:\d+", verse) for verse in book)
-    workload = load_workload("verses", model)
+    workload = workloads["verses"]
     assert len(workload.texts) == 2048
     assert set(workload.texts) <= set(book)
 
@@ -89,7 +103,7 @@ def test_a_folder_without_tokenizer_is_named(tmp_path: Path) -> None:
 
 def test_a_missing_package_is_named_with_what_to_install() -> None:
     assert importlib.util.find_spec("no_such_corpus") is None
-    with pytest.raises(InputError, match=r"^package no_such_corpus: not installed, .* install --no-deps no-such-corpus$"):
+    with pytest.raises(InputError, match=r"^package no_such_corpus: not installed, .* --no-deps no-such-corpus$"):
         package_path("no_such_corpus", "texts.txt")
 
 
