@@ -87,8 +87,7 @@ class TextCutter:
             shorten_runs: also shorten endless runs (of blanks, of letters, of combining marks).
         """
         whole = size >= len(text)
-        # One character more, for boundaries that look ahead.
-        begun = text if whole else text[: size + 1]
+        begun = text if whole else text[:size]
         if shorten_runs and self.run is not None:
             begun = self.run.sub(lambda run: run.string[run.start() : run.start() + self.run_kept], begun)
         return begun if whole else begun[: self._last_boundary(begun)]

@@ -6,9 +6,7 @@ the shared tokenizer untouched, texts of any size, lone surrogates, and typed er
 
 from __future__ import annotations
 
-import functools
 import itertools
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,7 +45,6 @@ class Tokenizer:
     def __init__(
         self, rust: RustTokenizer, *, source: Path, max_length: int | None = None, cut_from_left: bool = False
     ) -> None:
-        _keep_forks_quiet()
         # Padding is never wanted, and truncation is done on the ids: the library would build, and keep, an encoding of
         # every stretch that it cuts off, and its settings belong to all threads at once.
         rust.no_padding()
@@ -240,27 +237,3 @@ def _positions(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
-
-
-@functools.cache
-def _keep_forks_quiet() -> None:
-    """Keep the library from printing a warning into every process forked after it was used.
-
-    It warns where `TOKENIZERS_PARALLELISM` is not set, and then does without threads in the child, where they do not
-    exist. Setting the variable to "false" for the child alone comes to the same, in silence.
-    """
-    if not hasattr(os, "register_at_fork"):
-        return
-    variable = "TOKENIZERS_PARALLELISM"
-    ours: list[bool] = []
-
-    def before() -> None:
-        ours.append(variable not in os.environ)
-        if ours[-1]:
-            os.environ[variable] = "false"
-
-    def after_in_parent() -> None:
-        if ours.pop():
-            os.environ.pop(variable, None)
-
-    os.register_at_fork(before=before, after_in_parent=after_in_parent)

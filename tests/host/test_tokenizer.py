@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import shutil
@@ -254,7 +253,7 @@ def other_kind(request: pytest.FixtureRequest, real_texts: list[str]) -> RustTok
 )
 def test_other_kinds_of_tokenizers_keep_their_ids_when_cut(other_kind: RustTokenizer, unit: str) -> None:
     tokenizer = Tokenizer(other_kind, source=Path("made/in/the/test"))
-    assert TextCutter.for_tokenizer(other_kind) is not None
+    assert_beginnings_agree(other_kind, unit * (400 // len(unit)))
     text = unit * (20_000 // len(unit))
     whole = tokenizer.encode([text]).input_ids
     for max_length in (3, 50):
@@ -273,33 +272,53 @@ def test_a_tokenizer_without_known_places_to_cut_is_never_cut(real_texts: list[s
     assert tokenizer.encode([" ".join(real_texts)]).input_ids.tolist() == [*whole[:8], whole[-1]]
 
 
+def assert_beginnings_agree(rust: RustTokenizer, text: str) -> None:
+    """Wherever `text` is cut, the beginning's ids are the first of the whole text's; and so are those of the whole."""
+    cutter = TextCutter.for_tokenizer(rust)
+    assert cutter is not None
+    whole = rust.encode(text, add_special_tokens=False).ids
+    for size in (*range(1, 40), *range(190, 215), len(text) // 2, len(text) - 1, len(text)):
+        for shorten_runs in (False, True):
+            beginning = cutter.beginning(text, size, shorten_runs=shorten_runs)
+            found = rust.encode(beginning, add_special_tokens=False).ids
+            assert found == (whole if size >= len(text) else whole[: len(found)]), (size, shorten_runs)
+
+
 @pytest.mark.parametrize(
-    "token",
+    ("token", "spelled"),
     [
-        AddedToken("new york", normalized=True),
-        AddedToken("ends!", normalized=False),
-        AddedToken("!starts", normalized=True),
-        AddedToken("aaab", normalized=False),
-        AddedToken("漢字", normalized=True),
-        AddedToken("É!", normalized=True),
-        AddedToken("the", single_word=True, normalized=True),
-        AddedToken("[X]", lstrip=True, rstrip=True),
+        (AddedToken("qq!xx", normalized=False), "qq!xx"),
+        (AddedToken("!xx", normalized=True), "!xx"),
+        (AddedToken("xx!", normalized=True), "xx!"),
+        (AddedToken("aaab", normalized=False), "aaab"),
+        (AddedToken("baaa", normalized=True), "BAAA"),
+        (AddedToken("[aaa]", normalized=True), "[AAA]"),
+        (AddedToken("漢字", normalized=False), "漢字"),
+        (AddedToken("x漢", normalized=False), "x漢"),
+        (AddedToken("É!", normalized=True), "e!"),
+        (AddedToken("x\u037ey", normalized=True), "x;y"),
+        (AddedToken("zqz", single_word=True, normalized=True), "zqz"),
+        (AddedToken("zq\u0301", normalized=False), "zq\u0301"),
+        (AddedToken("[X]", lstrip=True, rstrip=True), "[X]"),
     ],
     ids=str,
 )
-def test_added_tokens_are_never_cut_in_two(token: AddedToken) -> None:
+@pytest.mark.parametrize("filling", ["a", "a ", "!", " ", "漢", "\u0301", "x!", "B"])
+def test_added_tokens_are_never_cut_in_two(token: AddedToken, spelled: str, filling: str) -> None:
     rust = RustTokenizer.from_file(str(MINILM / "tokenizer.json"))
+    rust.no_padding()
+    rust.no_truncation()
     rust.add_tokens([token])
-    tokenizer = Tokenizer(rust, source=MINILM / "tokenizer.json")
-    # The filling moves the token across every place where the text could be cut.
-    for filling in itertools.chain(range(60, 100), range(300, 320)):
-        for before in ("a" * filling, "a " * (filling // 2), "!" * filling, " " * filling, "漢" * filling):
-            text = before + token.content + "漢" + before + " " + token.content + before
-            tokenizer.max_length = None
-            whole = tokenizer.encode([text]).input_ids
-            tokenizer.max_length = 3
-            expected = whole if len(whole) <= 3 else np.append(whole[:2], whole[-1])
-            assert tokenizer.encode([text]).input_ids.tolist() == expected.tolist(), (before[:2], filling)
+    for times in (0, 1, 5, 196, 250):
+        before = filling * times
+        text = spelled + "漢" + before + spelled + "漢 " + before + " " + spelled + before + spelled + "a, b"
+        assert_beginnings_agree(rust, text)
+
+
+def test_with_white_space_in_an_added_token_texts_are_not_cut() -> None:
+    rust = RustTokenizer.from_file(str(MINILM / "tokenizer.json"))
+    rust.add_tokens([AddedToken("new york")])
+    assert TextCutter.for_tokenizer(rust) is None
 
 
 def test_a_long_text_is_cut_before_it_is_tokenised() -> None:
