@@ -1,13 +1,20 @@
 """The CPU row of `attention`: full self-attention over runs of texts of one length, a cache-sized block at a time.
 
 The encoder sorts texts by length, so neighbours in a batch mostly share theirs. Each run of equal lengths is one
-batched product Q K^T, one softmax and one product with V; no mask is built and no key is padded. What decides the speed
-is that a block of scores is written, normalised and read again while it is in the core's cache: whole-batch products
-ran 3 to 4 times slower here, torch's fused attention (which splits queries into blocks of 32) 1.4 to 1.7 times.
+batched product Q K^T, one exponential and one product with V; no mask is built and no key is padded. Two things decide
+the speed. A block of scores is written, exponentiated and read again while it is in the core's cache. And the softmax
+is taken without its two extra passes: it does not depend on what is subtracted from a row, so nothing is, as long as
+the sums stay far from the ends of the exponent range; they are looked at, and where they do not, the block is redone
+with torch's softmax.
+
+Measured on one Zen 4 core at 12 heads of 32, 250 tokens, in ns per score: bf16 1.3 against 2.4 of torch's fused
+attention, fp32 1.8 against 2.2; at 24 tokens, bf16 2.4 against 8.2 and fp32 2.8 against 6.2.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator
 
 import torch
@@ -17,13 +24,22 @@ from ...contract import Call
 
 __all__ = ["unsupported", "varlen_attention"]
 
-SCORES_PER_BLOCK = 1 << 19
-"""Scores held at once, in elements: 1 MiB in bf16, 2 MiB in fp32, the size of the second-level caches of two cores."""
+SCORES_PER_BLOCK = 1 << 20
+"""Scores held at once, in elements: 2 MiB in bf16, 4 MiB in fp32. Larger ones leave the caches, smaller ones are overhead."""
+
+MIN_ROWS = 128
+"""Queries of a head that go together where a whole text does not fit a block: fewer heads first, then fewer queries."""
+
+SAFE_SUMS = (2.0**-60, 2.0**100)
+"""Sums of exponentials between which nothing that counts has been lost to underflow and nothing can overflow in P V."""
 
 
 def unsupported(call: Call) -> list[str]:
     """Why this row cannot serve `call`."""
     reasons = []
+    if call.dtype not in (torch.float32, torch.bfloat16):
+        # Narrower exponents would overflow at once, and fp64 is asked for when only the oracle will do.
+        reasons.append(f"needs dtype float32 or bfloat16, got {str(call.dtype).removeprefix('torch.')}")
     if call.window != "full":
         reasons.append(f"needs window full, got {call.window}")
     if call.bias != "none":
@@ -31,20 +47,20 @@ def unsupported(call: Call) -> list[str]:
     if call.cross:
         reasons.append("needs self-attention, got cross-attention")
     if call.lse:
-        reasons.append("returns no log-sum-exp")
+        reasons.append("needs a call without log-sum-exp, got one with it")
     return reasons
 
 
 def varlen_attention(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, softmax_scale: float | None = None
 ) -> Tensor:
-    """As `engine/ops/attention.py`, for full self-attention without bias."""
+    """As `engine/ops/attention.py`, for full self-attention without bias in fp32 or bf16."""
     heads, head_dim = q.shape[1:]
     if k.shape[1] != heads:
         k, v = (x.repeat_interleave(heads // k.shape[1], dim=1) for x in (k, v))
     scale = head_dim**-0.5 if softmax_scale is None else softmax_scale
     out = q.new_empty(q.shape)
-    scratch = q.new_empty(max(SCORES_PER_BLOCK, heads * max_seqlen))
+    scratch = q.new_empty(max(SCORES_PER_BLOCK, max_seqlen))
     for start, count, length in _equal_runs(cu_seqlens):
         texts = max(1, SCORES_PER_BLOCK // (heads * length * length))
         for first in range(start, start + count * length, texts * length):
@@ -65,19 +81,33 @@ def _equal_runs(cu_seqlens: Tensor) -> Iterator[tuple[int, int, int]]:
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, out: Tensor, length: int, scale: float, scratch: Tensor) -> None:
     """Attention inside each of several texts of one length; q, k, v, out are `[texts * length, heads, head_dim]`."""
-    queries, keys, values = (_by_head(x, length) for x in (q, k, v))
-    keys = keys.transpose(1, 2)
-    target = out.unflatten(0, (-1, length)).transpose(1, 2)
-    rows = max(1, len(scratch) // (len(queries) * length))
-    for first in range(0, length, rows):
-        block = queries[:, first : first + rows]
+    queries, keys, values, target = (x.unflatten(0, (-1, length)).transpose(1, 2) for x in (q, k, v, out))
+    texts, heads = target.shape[:2]
+    keys = keys.transpose(2, 3).contiguous()
+    group = min(heads, max(1, len(scratch) // (texts * min(length, MIN_ROWS) * length)))
+    rows = max(1, len(scratch) // (texts * group * length))
+    for head, row in itertools.product(range(0, heads, group), range(0, length, rows)):
+        some = slice(head, head + group)
+        block = queries[:, some, row : row + rows].flatten(0, 1)
         scores = scratch[: block.shape[0] * block.shape[1] * length].view(block.shape[0], block.shape[1], length)
-        torch.baddbmm(scores, block, keys, beta=0, alpha=scale, out=scores)
-        torch.softmax(scores, dim=-1, out=scores)
-        context = torch.bmm(scores, values)
-        target[:, :, first : first + rows] = context.unflatten(0, (target.shape[0], -1))
+        totals = _exponentials(block, keys[:, some].flatten(0, 1), scale, scores)
+        context = torch.bmm(scores, values[:, some].flatten(0, 1))
+        part = target[:, some, row : row + rows]
+        torch.div(context.view(part.shape), totals.view(*part.shape[:3], 1), out=part)
 
 
-def _by_head(x: Tensor, length: int) -> Tensor:
-    """`[texts * length, heads, head_dim]` as `[texts * heads, length, head_dim]`; a view where there is one text."""
-    return x.unflatten(0, (-1, length)).transpose(1, 2).flatten(0, 1)
+def _exponentials(queries: Tensor, keys: Tensor, scale: float, scores: Tensor) -> Tensor:
+    """Fill `scores` with softmax numerators, up to a factor a row; returns their sums, fp32 `[batch, rows, 1]`.
+
+    Args:
+        queries: `[batch, rows, head_dim]`; keys: `[batch, head_dim, length]`; scores: `[batch, rows, length]`.
+    """
+    torch.baddbmm(scores, queries, keys, beta=0, alpha=scale * math.log2(math.e), out=scores)
+    scores.exp2_()
+    totals = scores.sum(dim=-1, keepdim=True, dtype=torch.float32)
+    lowest, highest = torch.aminmax(totals)
+    if lowest.item() > SAFE_SUMS[0] and highest.item() < SAFE_SUMS[1]:
+        return totals
+    torch.baddbmm(scores, queries, keys, beta=0, alpha=scale, out=scores)
+    torch.softmax(scores, dim=-1, out=scores)
+    return scores.sum(dim=-1, keepdim=True, dtype=torch.float32)
