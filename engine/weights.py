@@ -113,7 +113,8 @@ def load_weights(
     tied parameters need only one of their names in the file. Files are memory-mapped and read one tensor at a time.
 
     Args:
-        model: its `state_dict()` says which tensors are expected. Moved to `dtype` and `device` first where it differs.
+        model: its `state_dict()` says which tensors are expected. Moved to `dtype` and `device` first; where it is
+            there already, its storage stays.
         folder: holds `model.safetensors`, or `model.safetensors.index.json` and its shards.
         rules: how names in the file become names in the model.
         dtype: of the floating-point parameters afterwards; None keeps the model's own.
@@ -123,7 +124,9 @@ def load_weights(
         WeightsError: a file is missing, unreadable or not where it may be; tensors are missing, unexpected, misshapen
             or of the wrong kind of dtype; a value is NaN or infinite, in the file or in the parameter's dtype.
     """
-    _move(model, dtype, torch.device(device))
+    if any(tensor.is_meta for tensor in model.state_dict().values()):
+        raise ValueError("load_weights needs a model whose parameters have storage, got one on the meta device")
+    model.to(device=device, dtype=dtype)
     paths, index = _checkpoint_files(folder)
     source = paths[0] if index is None else folder / INDEX_NAME
     with ExitStack() as files:
@@ -132,21 +135,6 @@ def load_weights(
             _compare_with_index(stored, index, source)
         for target, tensor in _match(model, stored, rules, source):
             _copy(target, tensor)
-
-
-def _move(model: nn.Module, dtype: torch.dtype | None, device: torch.device) -> None:
-    tensors = list(model.state_dict(keep_vars=True).values())
-    if any(tensor.is_meta for tensor in tensors):
-        raise ValueError("load_weights needs a model whose parameters have storage, got one on the meta device")
-    # `.to` may give parameters new storage, which a model with shared buffers need not go through for nothing.
-    differs = any(
-        (dtype is not None and tensor.is_floating_point() and tensor.dtype != dtype)
-        or tensor.device.type != device.type
-        or device.index not in (None, tensor.device.index)
-        for tensor in tensors
-    )
-    if differs:
-        model.to(device=device, dtype=dtype)
 
 
 def _checkpoint_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
