@@ -110,7 +110,7 @@ class Encoder:
             InputError: an item is not a string, or its vector is not finite; names the row.
             OptionError: an argument is out of range.
         """
-        rows = [texts] if isinstance(texts, str) else list(texts)
+        rows: list[str] = [texts] if isinstance(texts, str) else list(texts)
         _check_strings(rows)
         if precision != "float32":
             raise OptionError(f"precision: expected 'float32', got {precision!r}")

@@ -44,6 +44,6 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
             return torch.bfloat16
         return torch.bfloat16 if BF16_FEATURES & identify(device).features else torch.float32
     chosen = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if chosen not in DTYPES.values():
+    if chosen is None or chosen not in DTYPES.values():
         raise OptionError(f"dtype: expected 'auto' or one of {', '.join(DTYPES)}, got {str(dtype)!r}")
     return chosen

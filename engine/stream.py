@@ -72,7 +72,7 @@ class EncodedBatch:
 
 
 def encode_stream(
-    texts: Sequence[str],
+    texts: list[str],
     tokenizer: Tokenizer,
     run: Callable[[PackedBatch], Tensor],
     *,
@@ -162,7 +162,7 @@ def _characters(texts: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
 
 
 def _tokenised_pieces(
-    texts: Sequence[str],
+    texts: list[str],
     characters: np.ndarray,
     tokenizer: Tokenizer,
     prompt: str,
@@ -171,7 +171,7 @@ def _tokenised_pieces(
 ) -> Iterator[tuple[np.ndarray, TokenizedTexts]]:
     for rows in plan_batches(characters, CHARACTERS_PER_TOKEN * piece_tokens):
         begin = time.perf_counter()
-        tokenised = tokenizer.encode([texts[row] for row in rows], prompt=prompt)
+        tokenised = tokenizer.encode([texts[row] for row in rows.tolist()], prompt=prompt)
         stats.tokenise_seconds += time.perf_counter() - begin
         yield rows, tokenised
 

@@ -124,9 +124,8 @@ class BertModel(Block):
         super().__init__()
         self.config = config
         self.embeddings = BertEmbeddings(config)
-        self.encoder = nn.ModuleDict(
-            {"layer": nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))}
-        )
+        self.layers = [BertLayer(config) for _ in range(config.num_hidden_layers)]
+        self.encoder = nn.ModuleDict({"layer": nn.ModuleList(self.layers)})
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """The last hidden state, `[tokens, hidden_size]`, in the parameters' dtype.
@@ -135,6 +134,6 @@ class BertModel(Block):
             batch: token ids below `vocab_size`, texts of at most `max_position_embeddings` tokens.
         """
         x = self.embeddings(batch)
-        for layer in self.encoder["layer"]:
+        for layer in self.layers:
             x = layer(x, batch)
         return x

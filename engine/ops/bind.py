@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..contract import Call
 from ..dispatch import Resolution, resolve
 
 __all__ = ["BoundOp", "joined", "share_storage"]
 
-Weight = nn.Parameter | tuple[nn.Parameter, ...] | None
+Weight = Tensor | tuple[Tensor, ...] | None
 """A parameter, several whose rows are taken as one, or an absent one (a layer without bias)."""
 
 
@@ -90,7 +90,7 @@ class BoundOp:
         return self._prepared
 
 
-def share_storage(parameters: tuple[nn.Parameter, ...]) -> None:
+def share_storage(parameters: tuple[Tensor, ...]) -> None:
     """Make the parameters consecutive views of one buffer, values kept, so that `joined` need not copy.
 
     Args:
@@ -114,7 +114,7 @@ def joined(weight: Weight) -> Tensor | None:
     return torch.cat(weight)
 
 
-def _adjacent(parameters: tuple[nn.Parameter, ...]) -> bool:
+def _adjacent(parameters: tuple[Tensor, ...]) -> bool:
     pairs = itertools.pairwise(parameters)
     return all(
         a.is_contiguous() and b.is_contiguous() and a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
@@ -123,7 +123,7 @@ def _adjacent(parameters: tuple[nn.Parameter, ...]) -> bool:
     )  # fmt: skip
 
 
-def _flat(weights: Iterable[Weight]) -> Iterable[nn.Parameter]:
+def _flat(weights: Iterable[Weight]) -> Iterable[Tensor]:
     for weight in weights:
         if isinstance(weight, tuple):
             yield from weight

@@ -25,7 +25,7 @@ from ...contract import Call
 __all__ = ["unsupported", "varlen_attention"]
 
 SCORES_PER_BLOCK = 1 << 20
-"""Scores held at once, in elements: 2 MiB in bf16, 4 MiB in fp32. Larger ones leave the caches, smaller ones are overhead."""
+"""Scores held at once: 2 MiB in bf16, 4 MiB in fp32. Larger blocks leave the caches, smaller ones are overhead."""
 
 MIN_ROWS = 128
 """Queries of a head that go together where a whole text does not fit a block: fewer heads first, then fewer queries."""
