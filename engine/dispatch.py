@@ -138,7 +138,7 @@ def explain(resolutions: Iterable[Resolution]) -> str:
         call = resolution.call
         op = call.op if call.epilogue in (None, "none") else f"{call.op} + {call.epilogue}"
         dtype = str(call.dtype).removeprefix("torch.")
-        rejected = "; ".join(f"{name}: {', '.join(reasons)}" for name, reasons in resolution.rejected)
+        rejected = " | ".join(f"{name}: {'; '.join(reasons)}" for name, reasons in resolution.rejected)
         row = (op, resolution.impl.name, dtype, resolution.config_source, rejected or "-")
         counts[row] = counts.get(row, 0) + 1
     rows = [(op, impl, dtype, str(count), *rest) for (op, impl, dtype, *rest), count in counts.items()]
