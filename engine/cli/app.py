@@ -66,7 +66,7 @@ def _usage_error() -> type[Exception]:
 
 
 def _with_hint(error: Exception) -> str:
-    message = error.format_message() if hasattr(error, "format_message") else str(error)
+    message = getattr(error, "format_message", error.__str__)()
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "padless"
     return f"{message.removesuffix('.')} (see {path} --help)"

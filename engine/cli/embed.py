@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -49,6 +50,11 @@ def embed(
     \b
         padless embed texts.parquet out/ --model path/to/model --id-column id
     """
+    # oneDNN and torch's layer above it each remember 1,024 GEMMs, one for every number of tokens they have seen:
+    # hundreds of megabytes in a long job, and almost no batch has the size of an earlier one. Both read their variable
+    # at the first GEMM of the process.
+    for variable in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(variable, "32")
     from ..jobs.embed import EmbedOptions, check_embed, embed_files
 
     # Before the model is loaded, which may take a while, and again with it.

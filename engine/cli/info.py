@@ -6,7 +6,7 @@ import platform
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
-__all__ = ["info"]
+__all__ = ["info", "installed_version"]
 
 _PACKAGES = ("torch", "triton", "numpy", "tokenizers", "safetensors", "pyarrow")
 _OPTIONAL = ("flash-attn", "huggingface-hub", "transformers", "sentence-transformers", "openvino", "ray")
@@ -26,7 +26,7 @@ def _facts() -> Iterator[tuple[str, str]]:
 
     yield "padless", __version__
     yield "python", f"{platform.python_version()} on {platform.platform()}"
-    yield from ((name, _version(name)) for name in _PACKAGES)
+    yield from ((name, installed_version(name)) for name in _PACKAGES)
     cuda = torch.cuda.is_available()
     devices = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count() if cuda else 0))]
     for name in devices:
@@ -37,10 +37,11 @@ def _facts() -> Iterator[tuple[str, str]]:
         facts += sorted(device.features)
         yield name, ", ".join(facts)
     yield "threads", f"{torch.get_num_threads()} in an op, {torch.get_num_interop_threads()} between ops"
-    yield from ((f"optional: {name}", _version(name)) for name in _OPTIONAL)
+    yield from ((f"optional: {name}", installed_version(name)) for name in _OPTIONAL)
 
 
-def _version(package: str) -> str:
+def installed_version(package: str) -> str:
+    """Version of a distribution, or \"not installed\"."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,7 +16,7 @@ from .rows import InputFile, Row, make_row, shown
 __all__ = ["JsonLinesInput", "PlainTextInput"]
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_ROWS_SEARCHED_FOR_COLUMN = 1000
+_LINES_SEARCHED_FOR_COLUMN = 1000
 _JSON_NAMES = {type(None): "null", bool: "boolean", int: "number", float: "number", list: "array", dict: "object"}
 
 
@@ -44,8 +45,7 @@ class _LinesInput(InputFile):
         with self._open() as handle:
             self._handle, self._done = handle, False
             try:
-                for number, line in enumerate(handle):
-                    yield line if number else line.removeprefix(_BYTE_ORDER_MARK)
+                yield from _lines_of(handle)
             except OSError as error:
                 raise InputError(f"{self.name}: unreadable ({error.strerror})") from error
             finally:
@@ -89,7 +89,7 @@ class JsonLinesInput(_LinesInput):
         """Check that the file can be opened and that its first rows know the columns.
 
         Raises:
-            InputError: if the file cannot be opened, or none of its first 1,000 objects has the column.
+            InputError: if the file cannot be opened, or no object in its first 1,000 lines has the column.
         """
         super().__init__(path)
         self.text_column, self.id_column = text_column, id_column
@@ -127,22 +127,26 @@ class JsonLinesInput(_LinesInput):
 
     def _check_column(self, column: str) -> None:
         found: dict[str, None] = {}
-        for searched, line in enumerate(self._lines()):
-            record = _parse(line)
-            if isinstance(record, dict):
-                if column in record:
-                    return
-                found.update(dict.fromkeys(record))
-            if searched >= _ROWS_SEARCHED_FOR_COLUMN:
-                break
+        with self._open() as handle:
+            for line in islice(_lines_of(handle), _LINES_SEARCHED_FOR_COLUMN):
+                record = _parse(line)
+                if isinstance(record, dict):
+                    if column in record:
+                        return
+                    found.update(dict.fromkeys(record))
         if found:
             self._require_column(column, [shown(name).strip("'") for name in found])
+
+
+def _lines_of(handle: BinaryIO) -> Iterator[bytes]:
+    for number, line in enumerate(handle):
+        yield line if number else line.removeprefix(_BYTE_ORDER_MARK)
 
 
 def _parse(line: bytes) -> dict[str, object] | str:
     """The line's JSON object, or what is wrong with the line."""
     try:
-        record = json.loads(line.decode("utf-8"))
+        record = json.loads(line.rstrip(b"\r\n").decode("utf-8"))
     except UnicodeDecodeError as error:
         return f"invalid UTF-8 at byte {error.start} of the line"
     except json.JSONDecodeError as error:

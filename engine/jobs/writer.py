@@ -46,7 +46,7 @@ class ShardWriter:
         with writing(path):
             # Vectors do not compress and do not repeat: dictionaries and codecs would cost time and save nothing.
             self._writer = pq.ParquetWriter(
-                temporary(path), schema, compression="none", use_dictionary=False, write_statistics=["row"]
+                temporary(path), schema, compression="none", use_dictionary=False, write_statistics=False
             )
 
     def write(self, rows: Sequence[Row], vectors: np.ndarray) -> None:

