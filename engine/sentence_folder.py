@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
-from typing import Any
+from typing import Any, TypeGuard
 
 from .config import CONFIG_NAME, read_json, read_json_value
 from .errors import ConfigError
@@ -356,5 +356,5 @@ def _flag(raw: dict[str, Any], key: str, default: bool, path: Path) -> bool:
     return value
 
 
-def _is_size(value: Any) -> bool:
+def _is_size(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as RustTokenizer
-from transformers import AutoTokenizer, BertTokenizerFast
+from transformers import AutoTokenizer, BertTokenizer
 
 from padless.bench import workloads
 from padless.bench.workloads import package_path
@@ -474,7 +474,7 @@ def test_the_settings_beside_it_are_followed(
     tmp_path: Path, file: str, flags: dict[str, bool], real_texts: list[str]
 ) -> None:
     folder = make_folder(tmp_path, [file, "config.json"], tokenizer_class="BertTokenizer", **flags)
-    expected = BertTokenizerFast.from_pretrained(folder, model_max_length=10**9)
+    expected = BertTokenizer.from_pretrained(folder, model_max_length=10**9)
     texts = HOSTILE + real_texts
     assert rows(Tokenizer.from_folder(folder), texts) == expected(texts, verbose=False)["input_ids"]
 
@@ -501,7 +501,7 @@ def test_special_tokens_written_as_objects_and_tokens_added_later(tmp_path: Path
             "30523": {"content": "Brand new", "special": False, "normalized": True},
         },
     )
-    expected = BertTokenizerFast.from_pretrained(folder)
+    expected = BertTokenizer.from_pretrained(folder)
     tokenizer = Tokenizer.from_folder(folder)
     texts = ["a [NEW] thing", "brand new brandnew", "[new]", *HOSTILE]
     assert rows(tokenizer, texts) == expected(texts, verbose=False)["input_ids"]

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,7 +46,7 @@ def change_weights(folder: Path, **tensors: torch.Tensor | None) -> None:
     save_file({name: tensor for name, tensor in held.items() if tensor is not None}, path)
 
 
-def refusal(folder: Path | str, kind: type[padless.PadlessError], **options: str) -> str:
+def refusal(folder: Path | str, kind: type[padless.PadlessError], **options: Any) -> str:
     with pytest.raises(kind) as caught:
         padless.load(folder, device="cpu", dtype="float32", **options)
     message = str(caught.value)
@@ -130,7 +131,7 @@ def test_position_embeddings_padless_does_not_compute(folder: Path, field: str) 
     ],
 )
 def test_options_out_of_range(folder: Path, option: str, value: str, expected: str) -> None:
-    options = {"device": "cpu", "dtype": "float32", option: value}
+    options: dict[str, Any] = {"device": "cpu", "dtype": "float32", option: value}
     with pytest.raises(padless.OptionError) as caught:
         padless.load(folder, **options)
     assert f"{option}: expected" in str(caught.value) or value in str(caught.value)
