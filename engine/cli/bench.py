@@ -23,15 +23,18 @@ def models(
     dtypes: Annotated[
         str, typer.Option("--dtypes", help="Comma-separated: float32, bfloat16, float16.")
     ] = "float32,bfloat16",
-    threads: Annotated[int, typer.Option(min=1, help="Threads of every system measured.")] = 2,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of every system; torch's setting if left out.")
+    ] = None,
     peers: Annotated[
-        str,
-        typer.Option(
-            help="Comma-separated peers to measure beside padless; those not installed are named and left out."
-        ),
-    ] = "sentence-transformers,openvino",
+        str | None,
+        typer.Option(help="Comma-separated peers; all if left out. One that is not installed is named and left out."),
+    ] = None,
     workload: Annotated[str, typer.Option(help="Name of a workload in bench/workloads.py.")] = "mixed_256",
     repeats: Annotated[int, typer.Option(min=1, help="Interleaved rounds; the median is printed.")] = 5,
+    model: Annotated[
+        Path | None, typer.Option("--model", "-m", help="Model folder; the MiniLM that installs from PyPI if left out.")
+    ] = None,
     json: Annotated[Path | None, typer.Option(help="Also write the figures to this file.")] = None,
 ) -> None:
     """Measure models: tokens a second.
@@ -40,7 +43,7 @@ def models(
     """
     from ...bench.models import run
 
-    run(device, _listed(dtypes), threads, _listed(peers), workload, repeats, json)
+    run(device, _listed(dtypes), threads, None if peers is None else _listed(peers), workload, repeats, json, model)
 
 
 def _listed(value: str) -> list[str]:

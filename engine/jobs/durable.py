@@ -50,9 +50,13 @@ def write_durably(path: Path, content: str) -> None:
     Raises:
         JobError: if the disk refuses; the old file, if any, is then untouched.
     """
-    with writing(path):
-        temporary(path).write_text(content, encoding="utf-8", newline="\n")
-    commit(path)
+    try:
+        with writing(path):
+            temporary(path).write_text(content, encoding="utf-8", newline="\n")
+        commit(path)
+    except JobError:
+        temporary(path).unlink(missing_ok=True)
+        raise
 
 
 def append_durably(path: Path, content: str) -> int:

@@ -119,6 +119,10 @@ def test_several_inputs(padless: Padless, tmp_path: Path, model: Path) -> None:
         ("sing", "No such command"),
         ("bench", "Missing command"),
         ("bench sing", "No such command"),
+        ("bench models --repeats 0", "'--repeats'"),
+        ("bench models --device abacus", "abacus"),
+        ("bench models --peers abacus", "abacus"),
+        ("bench models --workload abacus", "abacus"),
     ],
 )
 def test_wrong_call(padless: Padless, tmp_path: Path, arguments: str, message: str) -> None:

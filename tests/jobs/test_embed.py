@@ -141,6 +141,7 @@ def test_bad_rows_are_recorded_and_their_neighbours_embedded(tiny: padless.Encod
         b'{"text": "\xff"}',
         rb'{"text": "x\ud800y", "id": "g"}',
         b'{"text": "river", "id": "h"}',
+        b'{"text": false, "id": "i"}',
     ]
     path.write_bytes(b"\n".join(lines))
     summary = embed_files(tiny, [path], tmp_path / "out", id_column="id")
@@ -153,9 +154,10 @@ def test_bad_rows_are_recorded_and_their_neighbours_embedded(tiny: padless.Encod
         (3, None, "error"),
         (4, None, "error"),
         (5, "g", "repaired"),
+        (7, "i", "error"),
     ]
     assert all(record["file"] == str(path) and record["reason"] for record in records(tmp_path / "out"))
-    assert (summary.rows, summary.vectors, summary.errors, summary.repaired) == (7, 3, 4, 1)
+    assert (summary.rows, summary.vectors, summary.errors, summary.repaired) == (8, 3, 5, 1)
 
 
 def test_vector_that_is_not_finite_is_never_written(tiny_folder: Path, tmp_path: Path) -> None:

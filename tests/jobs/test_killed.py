@@ -92,19 +92,31 @@ def test_interrupt_ends_in_one_line_and_whole_shards(long_text: Path, tiny_folde
     assert not list(out.glob("*.tmp"))
 
 
-@pytest.mark.parametrize("limit", [1_000, 10_000, 20_000, 28_000])
-def test_disk_that_refuses_ends_in_one_line_and_whole_shards(tiny_folder: Path, tmp_path: Path, limit: int) -> None:
-    """A limit on the size of a file stands for the full disk: the write fails in the middle of a shard."""
+@pytest.mark.parametrize(
+    ("limit", "refused", "committed"),
+    [
+        (1_000, "manifest.json", 0),
+        (10_000, "part-00000.parquet", 0),
+        (20_000, "part-00000.parquet", 0),
+        # Half the rows are bad: a shard's file stays below the limit, the records of two shards do not.
+        (25_000, "errors.jsonl", 1),
+    ],
+)
+def test_disk_that_refuses_ends_in_one_line_and_whole_shards(
+    tiny_folder: Path, tmp_path: Path, limit: int, refused: str, committed: int
+) -> None:
+    """A limit on the size of a file stands for the full disk: a write fails in the middle."""
     text = tmp_path / "in.txt"
-    text.write_text("sun\n" * ROWS_PER_SHARD * 3)
+    lines = [b"\xff" if refused == "errors.jsonl" and number % 2 else b"sun" for number in range(ROWS_PER_SHARD * 4)]
+    text.write_bytes(b"\n".join(lines))
     out = tmp_path / "out"
     limited = [sys.executable, "-c", LIMITED, str(limit), *command(text, out, tiny_folder)[3:]]
     done = subprocess.run(limited, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
-    assert "cannot be written (" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith(f"padless: {out / refused}: cannot be written (")
+    assert not list(out.glob("*.tmp"))
     if (out / "manifest.json").exists():
         assert_only_whole_shards(out)
-    assert not list(out.glob("part-*.tmp"))
+        assert len(read_shards(out)) == committed

@@ -99,11 +99,24 @@ def test_plain_text_has_a_row_for_every_line(tmp_path: Path) -> None:
         (b"id,text\n1,a\n2,\xff\n3,c\n", ["a", None, "c"]),
         (b'id,text\n1,a\n2,"open\n3,c\n4,d\n', ["a", None, "c", "d"]),
         (b'id,text\n1,a\n2,"open\n3,"c"\n4,d\n', ["a", None, "c", "d"]),
+        (b'id,text\n1,a\n2,x,"open\n3,c"\n4,d\n', ["a", None, 'c"', "d"]),
         (b'id,text\n1,a\n2,"b"x\n3,c\n', ["a", None, "c"]),
         (b'id,text\n1,5" pipe\n2,\n', ['5" pipe', ""]),
         (b"\xef\xbb\xbfid,text\n\n1,a\n\n\n2,b\n", ["a", "b"]),
     ],
-    ids=["plain", "quoted", "short", "long", "bytes", "open", "open-then-quoted", "after-quote", "inch", "blank"],
+    ids=[
+        "plain",
+        "quoted",
+        "short",
+        "long",
+        "bytes",
+        "open",
+        "open-then-quoted",
+        "open-too-long",
+        "after-quote",
+        "inch",
+        "blank",
+    ],
 )
 def test_csv_rows(tmp_path: Path, content: bytes, expected: list[str | None]) -> None:
     path = tmp_path / "in.csv"
