@@ -51,8 +51,8 @@ def embed(
         padless embed texts.parquet out/ --model path/to/model --id-column id
     """
     # oneDNN and torch's layer above it each remember 1,024 products, one for every shape they have seen: hundreds of
-    # megabytes in a long job. A batch needs those of its own lengths again in every layer (at 32, attention was compiled
-    # anew all the time: 16% slower), but hardly those of earlier batches. Both variables are read at the first product.
+    # megabytes in a long job. A batch needs those of its own lengths again in every layer (at 32 entries attention was
+    # compiled anew all the time, 16% slower), but hardly those of earlier batches. Both are read at the first product.
     for variable in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ.setdefault(variable, "256")
     from ..jobs.embed import EmbedOptions, check_embed, embed_files
