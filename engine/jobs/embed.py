@@ -249,6 +249,8 @@ class _Run:
         """Write the window's vectors, note its bad rows; returns tokens, padded tokens and truncated texts."""
         from ..encoder import EncodeStats  # brings torch: not needed to check or describe a job
 
+        self._rows_read += len(window.rows)
+        self._bar.expect(self._rows_read, self._fraction_read())
         good = [row for row in window.rows if row.text is not None]
         stats = EncodeStats()
         vectors = self._encoder.encode(
@@ -266,9 +268,8 @@ class _Run:
         reason = "the model's vector is not finite"
         records += [record_of(row, reason) for row, ok in zip(good, finite, strict=True) if not ok]
         writer.write([row for row, ok in zip(good, finite, strict=True) if ok], vectors[finite])
-        self._rows_read += len(window.rows)
         self._bar.skip(len(window.rows) - len(good))
-        self._bar.window_done(self._rows_read, self._fraction_read(), stats.tokens, stats.padded_tokens)
+        self._bar.window_done(stats.tokens, stats.padded_tokens)
         return stats.tokens, stats.padded_tokens, stats.truncated
 
     def _fraction_read(self) -> float:

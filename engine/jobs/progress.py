@@ -31,12 +31,16 @@ class Progress:
         """Count rows that are not computed."""
         self._bar.update(rows)
 
-    def window_done(self, rows_read: int, fraction_read: float, tokens: int, padded_tokens: int) -> None:
-        """Refresh the estimate of the rows to come and the figures behind the bar after a window of rows."""
-        self._planned_tokens += tokens
-        self._padded_tokens += padded_tokens
+    def expect(self, rows_read: int, fraction_read: float) -> None:
+        """Refresh the estimate of all rows: `rows_read` of them were `fraction_read` of the bytes."""
         if fraction_read > 0:
             self._bar.total = max(rows_read, round(rows_read / fraction_read))
+            self._bar.refresh()
+
+    def window_done(self, tokens: int, padded_tokens: int) -> None:
+        """Refresh the figures behind the bar after a window of rows."""
+        self._planned_tokens += tokens
+        self._padded_tokens += padded_tokens
         seconds = time.perf_counter() - self._started
         avoided = padding_avoided(self._planned_tokens, self._padded_tokens)
         self._bar.set_postfix_str(f"{self._tokens / seconds:,.0f} tokens/s, {avoided:.0%} padding avoided")

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import subprocess
 import sys
+import termios
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -250,3 +253,26 @@ def test_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
     )
     os.close(write_end)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a pseudo-terminal")
+def test_progress_bar_on_a_terminal(tmp_path: Path, model: Path) -> None:
+    """On a terminal stderr shows rows, speed, padding avoided; with --quiet, or into a file, nothing at all."""
+    (tmp_path / "in.txt").write_text("the sun stood still\n" * 301)
+    call = [sys.executable, "-m", "padless", "embed", "in.txt", "out", "-m", str(model), "--overwrite"]
+    shown = {}
+    for quiet in ([], ["--quiet"]):
+        ours, theirs = pty.openpty()
+        termios.tcsetwinsize(theirs, (40, 140))
+        subprocess.run([*call, *quiet], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=theirs, check=True)
+        os.close(theirs)
+        shown[bool(quiet)] = b""
+        with suppress(OSError):  # how Linux says that the other end is closed
+            while part := os.read(ours, 4096):
+                shown[bool(quiet)] += part
+        os.close(ours)
+    assert shown[True] == b""
+    last = shown[False].decode().rsplit("\r", 2)[1]
+    assert "301/301" in last
+    assert "rows/s" in last
+    assert "tokens/s, 0% padding avoided" in last
