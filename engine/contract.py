@@ -76,7 +76,7 @@ class Requires:
             reasons.append(f"needs device {self.device}, got {call.device}")
         if self.sm is not None and (call.sm or 0) < self.sm:
             reasons.append(f"needs sm_{self.sm} or newer, got {'no GPU' if call.sm is None else f'sm_{call.sm}'}")
-        reasons += [f"needs package {name}, not installed" for name in self.packages if find_spec(name) is None]
+        reasons += [f"needs package {name}, not installed" for name in self.packages if not _installed(name)]
         if self.dtypes and call.dtype not in self.dtypes:
             reasons.append(f"needs dtype {' or '.join(map(_short, self.dtypes))}, got {_short(call.dtype)}")
         return reasons
@@ -103,6 +103,14 @@ class Impl:
     requires: Requires = Requires()
     differentiable: bool = False
     deterministic: bool = False
+
+
+def _installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:
+        # The parent of a dotted name is missing.
+        return False
 
 
 def _short(value: Any) -> str:

@@ -110,7 +110,7 @@ class Encoder:
             InputError: an item is not a string, or its vector is not finite; names the row.
             OptionError: an argument is out of range.
         """
-        rows: list[str] = [texts] if isinstance(texts, str) else list(texts)
+        rows = _as_list(texts)
         _check_strings(rows)
         if precision != "float32":
             raise OptionError(f"precision: expected 'float32', got {precision!r}")
@@ -160,7 +160,10 @@ class Encoder:
         first = 0
         while window := list(itertools.islice(texts, ITER_WINDOW)):
             _check_strings(window, first)
-            yield from self.encode(window, **options)
+            vectors = self.encode(window, **{**options, "check_finite": False})
+            if options.get("check_finite", True):
+                _check_finite(np.asarray(vectors), first)
+            yield from vectors
             first += len(window)
 
     def _runner(self, prompt: str) -> Callable[[PackedBatch], Tensor]:
@@ -186,6 +189,14 @@ class Encoder:
         return self.prompts[name]
 
 
+def _as_list(texts: str | Iterable[str]) -> list[str]:
+    if isinstance(texts, str):
+        return [texts]
+    if isinstance(texts, bytes) or not isinstance(texts, Iterable):
+        raise InputError(f"texts: expected a string or several, got {type(texts).__name__} ({repr(texts)[:60]})")
+    return list(texts)
+
+
 def _check_strings(rows: Sequence[Any], first: int = 0) -> None:
     for row, text in enumerate(rows, first):
         if not isinstance(text, str):
@@ -193,8 +204,8 @@ def _check_strings(rows: Sequence[Any], first: int = 0) -> None:
             raise InputError(f"row {row}: expected a string, got {type(text).__name__} ({shown})")
 
 
-def _check_finite(vectors: np.ndarray) -> None:
-    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+def _check_finite(vectors: np.ndarray, first: int = 0) -> None:
+    bad = first + np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(bad):
         listed = ", ".join(map(str, bad[:10])) + (", …" if len(bad) > 10 else "")
         raise InputError(f"row {listed}: the model gave NaN or infinity; expected finite vectors")

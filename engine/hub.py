@@ -32,9 +32,13 @@ def resolve_folder(path_or_id: str | os.PathLike[str]) -> Path:
     if not text or not text.isprintable():
         raise ModelNotFoundError(f"model {text!r}: expected a folder or an id such as 'org/name'")
     local = Path(text).expanduser()
-    if local.is_dir():
+    try:
+        is_folder, exists = local.is_dir(), local.exists()
+    except OSError as error:
+        raise ModelNotFoundError(f"model {text[:60]!r}…: not a path ({error.strerror})") from None
+    if is_folder:
         return local
-    if local.exists():
+    if exists:
         raise ModelNotFoundError(f"model {text!r}: is a file, expected the folder that holds config.json")
     looked = [str(local.absolute())]
     root = os.environ.get(MODELS_VARIABLE)

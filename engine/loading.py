@@ -69,7 +69,8 @@ def load(
     model = family(config)
     load_weights(model, source, family.name_rules, dtype=precision, device=target)
     model.eval().requires_grad_(False).bind(backend, deterministic)
-    head = SentenceHead.from_specs(sentence.modules, config.hidden_size, str(folder)).to(target)
+    head = SentenceHead.from_specs(sentence.modules, config.hidden_size, str(folder))
+    head.to(target, torch.promote_types(precision, torch.float32))
     head.eval().requires_grad_(False)
     head.bind(target, precision, backend=backend, deterministic=deterministic)
     return Encoder(

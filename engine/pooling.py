@@ -57,7 +57,7 @@ _ACTIVATIONS = {**ACTIVATIONS, "identity": ACTIVATIONS["none"], "sigmoid": torch
 
 
 class SentenceHead(nn.Module):
-    """Pooling, then Dense and Normalize modules as the folder orders them; computes in fp32.
+    """Pooling, then Dense and Normalize modules as the folder orders them; computes in fp32 (fp64 for an fp64 model).
 
     Attributes:
         dimension: width of the vectors that come out.

@@ -117,8 +117,8 @@ class Tokenizer:
 
     def prompt_tokens(self, prompt: str) -> int:
         """Tokens of a prompt at the head of each text, `[CLS]` included: what `include_prompt=False` leaves out."""
-        ids = self._run(_strings([prompt], ""))[0][0].ids
-        return len(ids) - (1 if ids and ids[-1] in self._special_ids else 0)
+        ids = self.encode([prompt]).input_ids
+        return len(ids) - (1 if len(ids) and int(ids[-1]) in self._special_ids else 0)
 
     def _run(self, texts: list[str]) -> tuple[list[Encoding], np.ndarray]:
         """Encodings of whole texts, and which of them had surrogates to be replaced."""

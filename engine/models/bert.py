@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..batch import PackedBatch
 from ..config import ModelConfig
 from ..errors import ConfigError
-from ..ops.bind import BoundOp
+from ..ops.bind import BoundOp, Source
 from ..weights import NameRules
 from .blocks import Block, FeedForward, Projection, SelfAttention
 from .parameters import Embedding, LayerNorm
@@ -51,7 +52,9 @@ class BertConfig(ModelConfig):
     is_decoder: Literal[False] = False
 
     def check(self, source: str) -> None:
-        """Raise ConfigError where the heads do not divide the hidden size."""
+        """Raise ConfigError where the heads do not divide the hidden size, or there is no token type."""
+        if self.type_vocab_size < 1:
+            raise ConfigError(f"{source}: type_vocab_size: expected at least 1, got {self.type_vocab_size}")
         if self.hidden_size % self.num_attention_heads:
             raise ConfigError(
                 f"{source}: hidden_size: expected a multiple of num_attention_heads ({self.num_attention_heads}), "
@@ -68,20 +71,22 @@ class BertEmbeddings(Block):
         self.position_embeddings = Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type_embeddings = Embedding(config.type_vocab_size, config.hidden_size)
         self.LayerNorm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = config.hidden_dropout_prob
         self.embed = BoundOp(
             "embed",
-            self.word_embeddings.weight,
-            self.position_embeddings.weight,
-            self.token_type_embeddings.weight,
-            self.LayerNorm.weight,
-            self.LayerNorm.bias,
+            Source(self.word_embeddings, "weight"),
+            Source(self.position_embeddings, "weight"),
+            Source(self.token_type_embeddings, "weight"),
+            Source(self.LayerNorm, "weight"),
+            Source(self.LayerNorm, "bias"),
             facts={"hidden": config.hidden_size},
             eps=config.layer_norm_eps,
         )
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """`[tokens, hidden]`, the input of the first layer."""
-        return self.embed(batch.input_ids, batch.position_ids, batch.token_type_ids)
+        x = self.embed(batch.input_ids, batch.position_ids, batch.token_type_ids)
+        return F.dropout(x, self.dropout) if self.training and self.dropout else x
 
 
 class BertLayer(nn.Module):
@@ -106,6 +111,20 @@ class BertLayer(nn.Module):
         return self.output(self.intermediate(x), x)
 
 
+class BertEncoder(nn.Module):
+    """The layers, one after the other."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
+
+    def forward(self, x: Tensor, batch: PackedBatch) -> Tensor:
+        """`[tokens, hidden]` to `[tokens, hidden]`."""
+        for layer in self.layer:
+            x = layer(x, batch)
+        return x
+
+
 class BertModel(Block):
     """The encoder without pooler or heads.
 
@@ -124,8 +143,7 @@ class BertModel(Block):
         super().__init__()
         self.config = config
         self.embeddings = BertEmbeddings(config)
-        self.layers = [BertLayer(config) for _ in range(config.num_hidden_layers)]
-        self.encoder = nn.ModuleDict({"layer": nn.ModuleList(self.layers)})
+        self.encoder = BertEncoder(config)
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """The last hidden state, `[tokens, hidden_size]`, in the parameters' dtype.
@@ -133,7 +151,4 @@ class BertModel(Block):
         Args:
             batch: token ids below `vocab_size`, texts of at most `max_position_embeddings` tokens.
         """
-        x = self.embeddings(batch)
-        for layer in self.layers:
-            x = layer(x, batch)
-        return x
+        return self.encoder(self.embeddings(batch), batch)

@@ -5,13 +5,13 @@ computing is done by ops that each block declares here and binds through the dis
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Self
+from typing import Any, Self
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..batch import PackedBatch
-from ..ops.bind import BoundOp, share_storage
+from ..ops.bind import BoundOp, Source, share_storage
 from .parameters import LayerNorm, Linear
 
 __all__ = ["Block", "FeedForward", "Projection", "SelfAttention", "linear_op", "norm_op"]
@@ -59,18 +59,16 @@ class Block(nn.Module):
 
 def linear_op(*layers: nn.Linear, epilogue: str = "none") -> BoundOp:
     """The `linear` op on one layer, or on several at once whose outputs lie side by side."""
-    weights = tuple(layer.weight for layer in layers)
-    biases = tuple(layer.bias for layer in layers)
+    weights = tuple(Source(layer, "weight") for layer in layers)
+    biases = tuple(Source(layer, "bias") for layer in layers)
     facts = {"hidden": sum(layer.out_features for layer in layers), "epilogue": epilogue}
-    if len(layers) == 1:
-        return BoundOp("linear", weights[0], biases[0], facts=facts, epilogue=epilogue)
-    return BoundOp("linear", weights, None if biases[0] is None else biases, facts=facts, epilogue=epilogue)
+    return BoundOp("linear", weights, biases, facts=facts, epilogue=epilogue)
 
 
 def norm_op(layer: nn.LayerNorm) -> BoundOp:
     """The `norm` op with the weights of a stock layer norm."""
     facts = {"hidden": layer.normalized_shape[0]}
-    return BoundOp("norm", layer.weight, layer.bias, facts=facts, eps=layer.eps)
+    return BoundOp("norm", Source(layer, "weight"), Source(layer, "bias"), facts=facts, eps=layer.eps)
 
 
 class SelfAttention(Block):
@@ -100,6 +98,11 @@ class SelfAttention(Block):
         layers = (self.query, self.key, self.value)
         share_storage(tuple(layer.weight for layer in layers))
         share_storage(tuple(layer.bias for layer in layers))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # A copied or unpickled module has parameters of separate storage.
+        super().__setstate__(state)
+        self._share()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)

@@ -8,18 +8,38 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..contract import Call
 from ..dispatch import Resolution, resolve
 
-__all__ = ["BoundOp", "joined", "share_storage"]
+__all__ = ["BoundOp", "Source", "joined", "share_storage"]
 
-Weight = Tensor | tuple[Tensor, ...] | None
-"""A parameter, several whose rows are taken as one, or an absent one (a layer without bias)."""
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Where a weight is kept: looked up at each use, so that a parameter replaced by another is seen.
+
+    Attributes:
+        module: the module that owns it.
+        name: its attribute there; the value is None for a layer without bias.
+    """
+
+    module: nn.Module
+    name: str
+
+    @property
+    def tensor(self) -> Tensor | None:
+        """The weight as it is now."""
+        return getattr(self.module, self.name)
+
+
+Weight = Source | tuple[Source, ...]
+"""One weight, or several whose rows are taken as one."""
 
 
 class BoundOp:
@@ -43,11 +63,11 @@ class BoundOp:
         self._facts = facts or {}
         self._options = options
         self._weights = weights
-        self._parameters = tuple(_flat(weights))
+        self._sources = tuple(itertools.chain.from_iterable(w if isinstance(w, tuple) else (w,) for w in weights))
         self._forward: Callable[..., Any] = _unbound
         self._gradient: Callable[..., Any] = _unbound
         self._prepared: tuple[Any, ...] | None = None
-        self._versions: tuple[int, ...] = ()
+        self._stamp: tuple[Any, ...] = ()
 
     def bind(self, device: torch.device, dtype: torch.dtype, *, backend: str, deterministic: bool) -> None:
         """Choose the implementation for where the weights are now.
@@ -68,25 +88,28 @@ class BoundOp:
         self._prepared = None
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
-        if torch.is_grad_enabled() and self._needs_gradient(inputs):
-            weights = tuple(joined(weight) for weight in self._weights)
-            return self._gradient(*inputs, *weights, **self._options, **options)
+        if torch.is_grad_enabled() and self._needs_gradient((*inputs, *options.values())):
+            return self._gradient(*inputs, *map(_value, self._weights), **self._options, **options)
         return self._forward(*inputs, *self._current_weights(), **self._options, **options)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied and pickled: all but the prepared weights, which the copy makes anew from its own."""
+        return {**self.__dict__, "_prepared": None}
+
     def _needs_gradient(self, inputs: Iterable[Any]) -> bool:
-        if any(parameter.requires_grad for parameter in self._parameters):
-            return True
-        return any(isinstance(value, Tensor) and value.requires_grad for value in inputs)
+        tensors = itertools.chain((source.tensor for source in self._sources), inputs)
+        return any(isinstance(value, Tensor) and value.requires_grad for value in tensors)
 
     def _current_weights(self) -> tuple[Any, ...]:
-        versions = tuple(parameter._version for parameter in self._parameters)
-        if self._prepared is None or versions != self._versions:
+        stamp = tuple(_stamp(source.tensor) for source in self._sources)
+        if self._prepared is None or stamp != self._stamp:
             with torch.no_grad():
-                weights = tuple(joined(weight) for weight in self._weights)
+                weights = tuple(map(_value, self._weights))
                 resolution = self.resolution
                 if resolution is not None and resolution.prepare is not None:
                     weights = resolution.prepare(*weights, call=resolution.call)
-            self._prepared, self._versions = weights, versions
+            self._prepared, self._stamp = weights, stamp
+            return weights
         return self._prepared
 
 
@@ -103,15 +126,30 @@ def share_storage(parameters: tuple[Tensor, ...]) -> None:
         parameter.data = part
 
 
-def joined(weight: Weight) -> Tensor | None:
-    """The weight as one tensor, `[sum of rows, …]`: a view where storage is shared and no gradient is wanted."""
-    if not isinstance(weight, tuple):
-        return weight
-    if not torch.is_grad_enabled() and _adjacent(weight):
-        first = weight[0]
-        rows = sum(len(parameter) for parameter in weight)
-        return first.as_strided((rows, *first.shape[1:]), first.stride())
-    return torch.cat(weight)
+def joined(parts: tuple[Tensor | None, ...]) -> Tensor | None:
+    """The parts as one tensor, `[sum of rows, …]`: a view where storage is shared and no gradient is wanted.
+
+    None where the parts are: layers without bias.
+    """
+    present = tuple(part for part in parts if part is not None)
+    if len(present) <= 1:
+        return present[0] if present else None
+    if not torch.is_grad_enabled() and _adjacent(present):
+        rows = sum(len(part) for part in present)
+        return present[0].as_strided((rows, *present[0].shape[1:]), present[0].stride())
+    return torch.cat(present)
+
+
+def _value(weight: Weight) -> Tensor | None:
+    return weight.tensor if isinstance(weight, Source) else joined(tuple(source.tensor for source in weight))
+
+
+def _stamp(tensor: Tensor | None) -> tuple[int, int, int] | None:
+    """What changes when a weight is replaced, moved or written to."""
+    if tensor is None:
+        return None
+    # Tensors made in inference mode count no writes.
+    return id(tensor), tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
 
 
 def _adjacent(parameters: tuple[Tensor, ...]) -> bool:
@@ -121,14 +159,6 @@ def _adjacent(parameters: tuple[Tensor, ...]) -> bool:
         and b.storage_offset() == a.storage_offset() + a.numel()
         for a, b in pairs
     )  # fmt: skip
-
-
-def _flat(weights: Iterable[Weight]) -> Iterable[Tensor]:
-    for weight in weights:
-        if isinstance(weight, tuple):
-            yield from weight
-        elif weight is not None:
-            yield weight
 
 
 def _compute_capability(device: torch.device) -> int | None:

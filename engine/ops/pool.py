@@ -42,7 +42,7 @@ def pool(hidden: Tensor, cu_seqlens: Tensor, *, mode: str, skip: int = 0) -> Ten
     rows = hidden.to(accumulate)
     if mode == "max":
         lowest = rows.new_full((len(counts), rows.shape[1]), -torch.inf)
-        return lowest.index_reduce_(0, owner, rows, "amax")
+        return lowest.scatter_reduce_(0, owner[:, None].expand_as(rows), rows, "amax")
     weights = (within + 1).to(accumulate) if mode == "weightedmean" else torch.ones_like(within, dtype=accumulate)
     total = rows.new_zeros(len(counts))
     total = total.index_add_(0, owner, weights).clamp(min=1e-9)

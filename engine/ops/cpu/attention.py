@@ -30,8 +30,8 @@ SCORES_PER_BLOCK = 1 << 20
 MIN_ROWS = 128
 """Queries of a head that go together where a whole text does not fit a block: fewer heads first, then fewer queries."""
 
-SAFE_SUMS = (2.0**-60, 2.0**100)
-"""Sums of exponentials between which nothing that counts has been lost to underflow and nothing can overflow in P V."""
+SAFE_SUMS = (2.0**-24, 2.0**40)
+"""Sums of exponentials that leave room: nothing that counts underflows, and P V overflows for no values below 2^80."""
 
 
 def unsupported(call: Call) -> list[str]:
@@ -103,6 +103,8 @@ def _exponentials(queries: Tensor, keys: Tensor, scale: float, scores: Tensor) -
         queries: `[batch, rows, head_dim]`; keys: `[batch, head_dim, length]`; scores: `[batch, rows, length]`.
     """
     torch.baddbmm(scores, queries, keys, beta=0, alpha=scale * math.log2(math.e), out=scores)
+    if scale == 0.0:
+        scores.zero_()  # oneDNN leaves the output as it was
     scores.exp2_()
     totals = scores.sum(dim=-1, keepdim=True, dtype=torch.float32)
     lowest, highest = torch.aminmax(totals)
