@@ -110,6 +110,8 @@ def run(
         raise OptionError(f"device {device!r}: models are measured on 'cpu'")
     if repeats < 1:
         raise OptionError(f"repeats: expected at least 1, got {repeats}")
+    if not dtypes:
+        raise OptionError("dtypes: expected at least one")
     if threads is not None and threads < 1:
         raise OptionError(f"threads: expected at least 1, got {threads}")
     folder = default_model() if model is None else Path(model)

@@ -1,7 +1,7 @@
 """Wall-clock timing that a busy or warming machine does not fool.
 
 The cases take turns (A B C, A B C, ...), so that a slow minute hits all of them; a ratio is taken within each round and
-only then its median, so that what hit one round cancels. Garbage is collected before a call, never inside it.
+only then its median, so that what hit one round cancels. Garbage is collected before a turn, never inside it.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def ratio(seconds: Mapping[str, Sequence[float]], name: str, baseline: str) -> S
 
 
 def time_call(call: Callable[[], object]) -> float:
-    """Seconds of wall clock that `call` takes, without the garbage collector, whose turn is before it."""
+    """Seconds of wall clock that `call` takes, with the garbage collector off and left as it was found."""
     with _without_gc():
         start = time.perf_counter()
         call()
@@ -92,6 +92,7 @@ def interleave(
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(rounds):
         for name, call in cases.items():
+            gc.collect()
             seconds[name].append(time_call(call))
             if progress is not None:
                 progress(name, seconds[name][-1])
@@ -101,7 +102,6 @@ def interleave(
 @contextmanager
 def _without_gc() -> Iterator[None]:
     was_enabled = gc.isenabled()
-    gc.collect()
     gc.disable()
     try:
         yield

@@ -66,6 +66,10 @@ def test_skewed_lengths_are_mostly_short(workloads: dict[str, Workload]) -> None
     assert 36_000 < lengths.sum() < 37_000
 
 
+def test_the_tiny_workload_is_tiny(workloads: dict[str, Workload]) -> None:
+    np.testing.assert_allclose(np.sort(workloads["tiny"].lengths), np.linspace(4, 96, 48), atol=0.5)
+
+
 def test_long_texts_are_longer_than_the_model_takes(workloads: dict[str, Workload]) -> None:
     workload = workloads["long"]
     assert len(workload.texts) == 128

@@ -1,0 +1,384 @@
+"""BoundOp: what it computes stays right while weights change, move, gain gradients and serve several threads."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from padless.engine.models.blocks import Block, FeedForward, Projection, SelfAttention, linear_op
+from padless.engine.models.parameters import initialise
+from padless.engine.ops.bind import BoundOp, joined, share_storage
+
+CPU = torch.device("cpu")
+IN, OUT = 24, 40
+
+
+class OneLinear(Block):
+    """A block of a single op."""
+
+    def __init__(self, bias: bool = True) -> None:
+        super().__init__()
+        self.dense = nn.Linear(IN, OUT, bias=bias)
+        self.op = linear_op(self.dense, epilogue="gelu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x)
+
+
+class Joined(Block):
+    """Three layers taken as one, as in self-attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = (nn.Linear(IN, rows) for rows in (8, 5, 11))
+        self.op = linear_op(self.first, self.second, self.third)
+
+    @property
+    def layers(self) -> tuple[nn.Linear, ...]:
+        return (self.first, self.second, self.third)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x)
+
+    def expected(self, x: Tensor) -> Tensor:
+        return torch.cat([layer(x) for layer in self.layers], dim=1)
+
+
+def inputs(rows: int = 9, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(rows, IN, generator=torch.Generator().manual_seed(3), dtype=dtype)
+
+
+def expected(layer: nn.Linear, x: Tensor) -> Tensor:
+    return F.gelu(F.linear(x, layer.weight, layer.bias))
+
+
+def close(actual: Tensor, wanted: Tensor) -> None:
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}[actual.dtype]
+    torch.testing.assert_close(actual, wanted, rtol=tolerance, atol=tolerance)
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(7)
+
+
+@pytest.fixture
+def block() -> OneLinear:
+    return OneLinear().requires_grad_(False).bind()
+
+
+def test_an_op_cannot_be_called_before_it_is_bound() -> None:
+    with pytest.raises(RuntimeError, match=r"before Block\.bind"), torch.no_grad():
+        OneLinear()(inputs())
+
+
+def test_the_cpu_row_serves_without_gradient_and_eager_with(block: OneLinear) -> None:
+    resolution = block.op.resolution
+    assert resolution is not None
+    assert resolution.impl.name == "cpu"
+    assert resolution.gradient.__module__ == "padless.engine.ops.linear"
+    close(block(inputs()), expected(block.dense, inputs()))
+
+
+@pytest.mark.parametrize("parameter", ["weight", "bias"])
+def test_a_change_in_place_is_seen_by_the_next_call(block: OneLinear, parameter: str) -> None:
+    x = inputs()
+    for _ in range(3):
+        before = block(x)
+        getattr(block.dense, parameter).mul_(1.5).add_(0.25)
+        after = block(x)
+        assert not torch.equal(after, before)
+        close(after, expected(block.dense, x))
+
+
+def test_a_change_to_one_of_several_joined_layers_is_seen() -> None:
+    block = Joined().requires_grad_(False).bind()
+    x = inputs()
+    for layer in block.layers:
+        for parameter in (layer.weight, layer.bias):
+            close(block(x), block.expected(x))
+            parameter.add_(1.0)
+            close(block(x), block.expected(x))
+
+
+def test_an_optimiser_step_is_seen() -> None:
+    block = OneLinear().bind()
+    optimiser = torch.optim.AdamW(block.parameters(), lr=0.1)
+    x = inputs()
+    with torch.no_grad():
+        before = block(x)
+    block(x).square().sum().backward()
+    optimiser.step()
+    with torch.no_grad():
+        assert not torch.equal(block(x), before)
+        close(block(x), expected(block.dense, x))
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_loaded_state_dict_is_seen(block: OneLinear, assign: bool) -> None:
+    x = inputs()
+    block(x)
+    block.load_state_dict({name: torch.randn_like(value) for name, value in block.state_dict().items()}, assign=assign)
+    close(block(x), expected(block.dense, x))
+
+
+def test_a_replaced_parameter_is_seen(block: OneLinear) -> None:
+    x = inputs()
+    block(x)
+    block.dense.weight = nn.Parameter(torch.randn(OUT, IN), requires_grad=False)
+    block.bind()
+    close(block(x), expected(block.dense, x))
+
+
+def test_weights_are_prepared_once_while_nothing_changes(block: OneLinear) -> None:
+    block(inputs())
+    prepared = block.op._prepared
+    assert prepared is not None
+    block(inputs(3))
+    assert block.op._prepared is prepared
+    block.dense.weight.add_(1)
+    block(inputs())
+    assert block.op._prepared is not prepared
+
+
+def test_gradients_are_those_of_plain_autograd() -> None:
+    block = OneLinear().double().bind()
+    ours, theirs = inputs(dtype=torch.float64).requires_grad_(), inputs(dtype=torch.float64).requires_grad_()
+    block(ours).square().sum().backward()
+    found = [ours.grad, block.dense.weight.grad, block.dense.bias.grad]
+    block.zero_grad()
+    expected(block.dense, theirs).square().sum().backward()
+    for gradient, wanted in zip(found, [theirs.grad, block.dense.weight.grad, block.dense.bias.grad], strict=True):
+        assert gradient is not None
+        assert wanted is not None
+        torch.testing.assert_close(gradient, wanted, rtol=0, atol=1e-12)
+
+
+def test_gradients_of_joined_layers_are_those_of_plain_autograd() -> None:
+    block = Joined().double().bind()
+    share_storage(tuple(layer.weight for layer in block.layers))
+    x, direction = inputs(dtype=torch.float64), torch.randn(9, 24, dtype=torch.float64)
+    (block(x) * direction).sum().backward()
+    found = [parameter.grad for parameter in block.parameters()]
+    block.zero_grad()
+    (block.expected(x) * direction).sum().backward()
+    for gradient, parameter in zip(found, block.parameters(), strict=True):
+        assert gradient is not None
+        assert parameter.grad is not None
+        torch.testing.assert_close(gradient, parameter.grad, rtol=0, atol=1e-12)
+
+
+def test_frozen_weights_still_pass_a_gradient_to_their_input(block: OneLinear) -> None:
+    ours, theirs = inputs().requires_grad_(), inputs().requires_grad_()
+    block(ours).sum().backward()
+    expected(block.dense, theirs).sum().backward()
+    assert ours.grad is not None
+    assert theirs.grad is not None
+    close(ours.grad, theirs.grad)
+
+
+@pytest.mark.parametrize("frozen", [0, 1, 2])
+def test_one_trainable_layer_among_frozen_ones_gets_its_gradient(frozen: int) -> None:
+    block = Joined().requires_grad_(False).bind()
+    block.layers[frozen].weight.requires_grad_()
+    block(inputs()).sum().backward()
+    for number, layer in enumerate(block.layers):
+        assert (layer.weight.grad is not None) == (number == frozen)
+
+
+@pytest.mark.parametrize("epilogue", ["none", "gelu"])
+def test_a_residual_that_needs_a_gradient_gets_it(epilogue: str) -> None:
+    # It comes as a keyword, not among the inputs.
+    layer = nn.Linear(IN, OUT).requires_grad_(False)
+    op = linear_op(layer, epilogue=epilogue)
+    op.bind(CPU, torch.float32, backend="auto", deterministic=False)
+    residual = torch.randn(9, OUT).requires_grad_()
+    op(inputs(), residual=residual).sum().backward()
+    assert residual.grad is not None
+    assert torch.equal(residual.grad, torch.ones_like(residual))
+
+
+def test_without_gradient_mode_nothing_is_recorded() -> None:
+    block = OneLinear().bind()
+    with torch.no_grad():
+        assert not block(inputs().requires_grad_()).requires_grad
+    assert block(inputs()).requires_grad
+
+
+def test_inference_mode_before_and_after_other_modes() -> None:
+    block = OneLinear().bind()
+    x = inputs()
+    with torch.inference_mode():
+        close(block(x), expected(block.dense, x))
+    with torch.no_grad():
+        close(block(x), expected(block.dense, x))
+    block(x).sum().backward()
+    assert block.dense.weight.grad is not None
+
+
+def test_a_block_made_in_inference_mode_works() -> None:
+    with torch.inference_mode():
+        block = OneLinear().requires_grad_(False).bind()
+        x = inputs()
+        close(block(x), expected(block.dense, x))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64, torch.float32])
+def test_ops_are_bound_again_after_a_change_of_dtype(block: OneLinear, dtype: torch.dtype) -> None:
+    block(inputs())
+    block.to(dtype)
+    assert block.op.resolution is not None
+    assert block.op.resolution.call.dtype == dtype
+    assert block.op.resolution.impl.name == ("eager" if dtype == torch.float64 else "cpu")
+    x = inputs(dtype=dtype)
+    assert block(x).dtype == dtype
+    close(block(x), expected(block.dense, x))
+
+
+def test_there_and_back_again(block: OneLinear) -> None:
+    x = inputs()
+    before = block(x)
+    block.double()
+    block.float()
+    assert torch.equal(block(x), before)
+
+
+def test_backend_and_determinism_are_kept_when_bound_again(block: OneLinear) -> None:
+    block.bind("eager")
+    block.to(torch.bfloat16)
+    assert block.op.resolution is not None
+    assert block.op.resolution.impl.name == "eager"
+    assert block.op.resolution.rejected == (("cpu", ("backend='eager' was asked for",)),)
+
+
+def adjacent(parameters: tuple[Tensor, ...]) -> bool:
+    """Whether each begins where the one before ends, in one storage."""
+    ends = [parameter.data_ptr() + parameter.numel() * parameter.element_size() for parameter in parameters]
+    same = len({parameter.untyped_storage().data_ptr() for parameter in parameters}) == 1
+    return same and ends[:-1] == [parameter.data_ptr() for parameter in parameters[1:]]
+
+
+def qkv(block: SelfAttention) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    layers = (block.query, block.key, block.value)
+    return tuple(layer.weight for layer in layers), tuple(layer.bias for layer in layers)
+
+
+@pytest.fixture
+def attention() -> SelfAttention:
+    block = SelfAttention(24, 3)
+    initialise(block, 0.5)
+    with torch.no_grad():
+        for bias in qkv(block)[1]:
+            bias.normal_()
+    return block.requires_grad_(False).bind()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_query_key_and_value_share_storage_and_keep_it(attention: SelfAttention, dtype: torch.dtype) -> None:
+    values = [parameter.clone() for part in qkv(attention) for parameter in part]
+    attention.to(dtype)
+    for part in qkv(attention):
+        assert adjacent(part)
+    now = [parameter for part in qkv(attention) for parameter in part]
+    for old, new in zip(values, now, strict=True):
+        assert torch.equal(new, old.to(dtype))
+    # And so the joined weight of a call without gradient is no copy.
+    with torch.no_grad():
+        weight = joined(qkv(attention)[0])
+    assert weight is not None
+    assert weight.data_ptr() == attention.query.weight.data_ptr()
+    assert torch.equal(weight, torch.cat(qkv(attention)[0]))
+
+
+def copied(block: SelfAttention, how: str) -> SelfAttention:
+    return copy.deepcopy(block) if how == "deepcopy" else pickle.loads(pickle.dumps(block))
+
+
+@pytest.mark.parametrize("how", ["deepcopy", "pickle"])
+@pytest.mark.parametrize("used", [False, True])
+def test_a_copy_of_a_block_computes_with_its_own_weights(attention: SelfAttention, used: bool, how: str) -> None:
+    x = inputs()
+    if used:
+        attention.qkv(x)
+    other = copied(attention, how)
+    before = attention.qkv(x)
+    assert torch.equal(other.qkv(x), before)
+    other.query.weight.add_(1)
+    other.value.bias.add_(1)
+    assert torch.equal(attention.qkv(x), before)
+    close(other.qkv(x), torch.cat([layer(x) for layer in (other.query, other.key, other.value)], dim=1))
+
+
+def test_a_copy_of_a_block_shares_storage_among_its_own(attention: SelfAttention) -> None:
+    other = copy.deepcopy(attention)
+    for part, old in zip(qkv(other), qkv(attention), strict=True):
+        assert adjacent(part)
+        assert part[0].data_ptr() != old[0].data_ptr()
+
+
+def test_sharing_storage_keeps_values_shapes_and_gradients() -> None:
+    parameters = tuple(nn.Parameter(torch.randn(rows, 4)) for rows in (3, 1, 6))
+    values = [parameter.detach().clone() for parameter in parameters]
+    share_storage(parameters)
+    assert adjacent(parameters)
+    for parameter, value in zip(parameters, values, strict=True):
+        assert parameter.is_leaf
+        assert parameter.requires_grad
+        assert torch.equal(parameter, value)
+    weight = joined(parameters)
+    assert weight is not None
+    weight.sum().backward()
+    assert all(parameter.grad is not None and bool((parameter.grad == 1).all()) for parameter in parameters)
+
+
+def test_joining_takes_no_view_where_the_storage_is_not_in_order() -> None:
+    buffer = torch.arange(24.0).view(6, 4)
+    later, earlier = nn.Parameter(buffer[3:]), nn.Parameter(buffer[:3])
+    later.data, earlier.data = buffer[3:], buffer[:3]
+    with torch.no_grad():
+        assert torch.equal(joined((later, earlier)), torch.cat([buffer[3:], buffer[:3]]))  # type: ignore[arg-type]
+        transposed = nn.Parameter(torch.arange(16.0).view(4, 4))
+        transposed.data = torch.arange(16.0).view(4, 4).T
+        other = nn.Parameter(torch.zeros(4, 4))
+        assert torch.equal(joined((transposed, other)), torch.cat([transposed, other]))  # type: ignore[arg-type]
+
+
+def test_projection_adds_the_residual_and_drops_out_only_in_training() -> None:
+    block = Projection(IN, OUT, 1e-5, dropout=0.5).double()
+    initialise(block, 0.5)
+    block.bind()
+    x, residual = inputs(dtype=torch.float64), torch.randn(9, OUT, dtype=torch.float64)
+    wanted = F.layer_norm(residual + block.dense(x), (OUT,), block.LayerNorm.weight, block.LayerNorm.bias, 1e-5)
+    close(block.eval()(x, residual), wanted)
+    assert (block.train()(x, residual) - wanted).abs().max() > 0.1
+
+
+def test_several_threads_get_the_same_bits_while_weights_are_prepared() -> None:
+    x = inputs(33)
+    for _ in range(5):
+        block = FeedForward(IN, OUT, "gelu")
+        initialise(block, 0.5)
+        block.requires_grad_(False).bind()
+        with ThreadPoolExecutor(8) as executor:
+            results = list(executor.map(lambda _, block=block: block(x), range(32)))
+        assert all(torch.equal(result, results[0]) for result in results)
+        close(results[0], F.gelu(F.linear(x, block.dense.weight, block.dense.bias)))
+
+
+def test_weights_without_bias() -> None:
+    block = OneLinear(bias=False).requires_grad_(False).bind()
+    close(block(inputs()), expected(block.dense, inputs()))
+
+
+def test_an_op_without_weights_takes_its_options_from_both_sides() -> None:
+    op = BoundOp("pool", mode="mean")
+    op.bind(CPU, torch.float32, backend="auto", deterministic=False)
+    hidden, edges = torch.tensor([[1.0], [2.0], [6.0]]), torch.tensor([0, 3], dtype=torch.int32)
+    assert op(hidden, edges).item() == 3.0
+    assert op(hidden, edges, skip=1).item() == 4.0

@@ -1,0 +1,312 @@
+"""Dispatch: the order of the rows, the reasons against each, and that every row is what the table says it is."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from padless.engine import dispatch
+from padless.engine.contract import Call, Impl, Requires
+from padless.engine.dispatch import TABLE, backends, explain, resolve
+from padless.engine.errors import BackendError
+
+REASON = re.compile(
+    r"needs .+, (got .+|not installed|this one .+|this CPU .+)|cannot be imported: .+|not built yet|"
+    r"backend='\w+' was asked for|op \w+ has no row of this name"
+)
+ROWS = [(op, impl) for op, rows in TABLE.items() for impl in rows]
+ROW_IDS = [f"{op}-{impl.name}" for op, impl in ROWS]
+
+
+def call(op: str = "attention", device: str = "cpu", dtype: torch.dtype = torch.float32, **facts: Any) -> Call:
+    defaults: dict[str, Any] = {}
+    if op == "attention":
+        defaults = {"head_dim": 32, "window": "full", "bias": "none"}
+    return Call(op, device, dtype, **{**defaults, **facts})
+
+
+def function(impl: Impl) -> Callable[..., Any]:
+    module, _, name = impl.target.partition(":")
+    return getattr(import_module(module), name)
+
+
+def reasons(resolution: dispatch.Resolution, name: str) -> tuple[str, ...]:
+    return dict(resolution.rejected)[name]
+
+
+def refusal(asked: Call, backend: str) -> str:
+    with pytest.raises(BackendError) as error:
+        resolve(asked, backend)
+    message = str(error.value)
+    assert len(message.splitlines()) == 1
+    return message
+
+
+# What the table says of its rows.
+
+
+@pytest.mark.parametrize(("op", "impl"), ROWS, ids=ROW_IDS)
+def test_every_row_has_the_parameters_of_the_eager_row(op: str, impl: Impl) -> None:
+    eager = inspect.signature(function(TABLE[op][-1])).parameters
+    row = inspect.signature(function(impl)).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in row.values()):
+        # A row that is declared but not built takes anything; it must refuse every call before.
+        assert import_module(impl.target.partition(":")[0]).unsupported(call(op))
+        return
+    assert list(row) == [name for name in eager if name in row]
+    for name, parameter in row.items():
+        assert parameter.kind == eager[name].kind, name
+        assert parameter.default == eager[name].default, name
+    # What a row leaves out is an option of eager, never an input.
+    assert all(eager[name].default is not inspect.Parameter.empty for name in eager if name not in row)
+
+
+@pytest.mark.parametrize("op", TABLE)
+def test_the_last_row_is_eager_serves_anything_and_has_a_gradient(op: str) -> None:
+    last = TABLE[op][-1]
+    assert last.name == "eager"
+    assert last.differentiable
+    assert last.requires == Requires()
+    assert getattr(import_module(last.target.partition(":")[0]), "unsupported", None) is None
+    assert last.target.startswith("padless.engine.ops.")
+    assert (function(last).__doc__ or "").count("\n") > 5
+
+
+@pytest.mark.parametrize("op", TABLE)
+def test_row_names_are_told_apart(op: str) -> None:
+    names = [impl.name for impl in TABLE[op]]
+    assert len(set(names)) == len(names)
+    assert "auto" not in names
+
+
+def test_the_backends_are_auto_and_every_row() -> None:
+    assert backends()[0] == "auto"
+    assert set(backends()[1:]) == {impl.name for _, impl in ROWS}
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    op=st.sampled_from(list(TABLE)),
+    device=st.sampled_from(["cpu", "cuda"]),
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.float16, torch.bfloat16]),
+    sm=st.sampled_from([75, 80, 90, 120]),
+    window=st.sampled_from(["full", "sliding", "causal"]),
+    bias=st.sampled_from(["none", "t5"]),
+    cross=st.booleans(),
+    lse=st.booleans(),
+)
+def test_auto_serves_every_call_and_gives_a_reason_for_each_row_it_passes(
+    op: str, device: str, dtype: torch.dtype, sm: int, window: str, bias: str, cross: bool, lse: bool
+) -> None:
+    facts: dict[str, Any] = {"sm": sm if device == "cuda" else None}
+    if op == "attention":
+        facts |= {"window": window, "bias": bias, "cross": cross, "lse": lse}
+    resolution = resolve(call(op, device, dtype, **facts))
+    above = [impl.name for impl in TABLE[op][: TABLE[op].index(resolution.impl)]]
+    assert [name for name, _ in resolution.rejected] == above
+    for name, listed in resolution.rejected:
+        assert listed, name
+        for reason in listed:
+            assert REASON.fullmatch(reason), reason
+    assert resolution.fn is function(resolution.impl)
+    assert resolution.gradient is function(TABLE[op][-1])
+
+
+# Order and reasons.
+
+
+def test_rows_are_taken_in_order() -> None:
+    assert resolve(call()).impl.name == "cpu"
+    assert resolve(call(dtype=torch.float64)).impl.name == "eager"
+    assert resolve(call("linear")).impl.name == "cpu"
+    assert resolve(call("linear", dtype=torch.float64)).impl.name == "eager"
+    for op in ("norm", "embed", "pool"):
+        assert resolve(call(op)).impl.name == "eager"
+
+
+def test_on_a_cpu_triton_is_passed_over_for_its_device_and_its_capability() -> None:
+    assert reasons(resolve(call()), "triton") == (
+        "needs device cuda, got cpu",
+        "needs sm_80 or newer, got no GPU",
+    )
+
+
+@pytest.mark.parametrize(
+    ("facts", "reason"),
+    [
+        ({"dtype": torch.float64}, "needs dtype float32 or bfloat16, got float64"),
+        ({"dtype": torch.float16}, "needs dtype float32 or bfloat16, got float16"),
+        ({"window": "sliding"}, "needs window full, got sliding"),
+        ({"window": "causal"}, "needs window full, got causal"),
+        ({"bias": "t5"}, "needs position bias none, got t5"),
+        ({"cross": True}, "needs self-attention, got cross-attention"),
+        ({"lse": True}, "needs a call without log-sum-exp, got one with it"),
+    ],
+)
+def test_what_the_cpu_row_of_attention_cannot_do_falls_to_eager(facts: dict[str, Any], reason: str) -> None:
+    resolution = resolve(call(**facts))
+    assert resolution.impl.name == "eager"
+    assert reasons(resolution, "cpu") == (reason,)
+    assert reason in refusal(call(**facts), "cpu")
+
+
+@pytest.mark.parametrize(("sm", "expected"), [(90, ("not built yet",)), (80, ("not built yet",))])
+def test_on_a_gpu_triton_is_not_built_yet(sm: int, expected: tuple[str, ...]) -> None:
+    asked = call(device="cuda", sm=sm)
+    resolution = resolve(asked)
+    assert resolution.impl.name == "eager"
+    assert reasons(resolution, "triton") == expected
+    assert reasons(resolution, "cpu") == ("needs device cpu, got cuda",)
+    message = refusal(asked, "triton")
+    assert "triton" in message
+    assert "not built yet" in message
+
+
+def test_on_an_older_gpu_the_capability_is_named_on_both_sides() -> None:
+    asked = call(device="cuda", sm=75)
+    assert reasons(resolve(asked), "triton")[0] == "needs sm_80 or newer, got sm_75"
+    assert "needs sm_80 or newer, got sm_75" in refusal(asked, "triton")
+
+
+def test_triton_on_a_cpu_raises_with_every_reason_at_once() -> None:
+    message = refusal(call(), "triton")
+    assert "'triton' cannot serve attention" in message
+    assert "needs device cuda, got cpu" in message
+    assert "needs sm_80 or newer, got no GPU" in message
+
+
+def test_a_named_backend_leaves_ops_without_such_a_row_to_the_next() -> None:
+    for op in ("linear", "norm", "embed", "pool"):
+        resolution = resolve(call(op, "cuda", sm=90), "triton")
+        assert reasons(resolution, "triton") == (f"op {op} has no row of this name",)
+        assert resolution.impl.name == "eager"
+
+
+def test_a_named_backend_passes_over_better_rows_and_says_so() -> None:
+    resolution = resolve(call(), "eager")
+    assert resolution.impl.name == "eager"
+    assert resolution.rejected == (
+        ("triton", ("backend='eager' was asked for",)),
+        ("cpu", ("backend='eager' was asked for",)),
+    )
+
+
+def test_deterministic_takes_only_rows_that_promise_it() -> None:
+    resolution = resolve(call(deterministic=True))
+    assert resolution.impl.name == "eager"
+    assert resolution.impl.deterministic
+    assert any("deterministic=True" in reason for reason in reasons(resolution, "cpu"))
+    for op in ("norm", "embed", "pool"):
+        assert resolve(call(op, deterministic=True)).impl.deterministic
+
+
+@pytest.mark.parametrize("backend", ["auto", "eager", "cpu"])
+def test_deterministic_linear_is_refused_with_reasons(backend: str) -> None:
+    message = refusal(call("linear", deterministic=True), backend)
+    assert "linear" in message
+    assert "needs a row that promises deterministic=True" in message
+    if backend == "auto":
+        assert message.index("cpu: ") < message.index("eager: ")
+
+
+def test_unknown_op_and_unknown_backend_list_what_is_known() -> None:
+    message = refusal(Call("matmul", "cpu", torch.float32), "auto")
+    assert "'matmul'" in message
+    assert all(op in message for op in TABLE)
+    for name in ("tirton", "", "AUTO"):
+        message = refusal(call(), name)
+        assert repr(name) in message
+        assert all(backend in message for backend in backends())
+
+
+# Rows that cannot be imported, or lack a package.
+
+
+def with_row(monkeypatch: pytest.MonkeyPatch, impl: Impl) -> None:
+    monkeypatch.setitem(TABLE, "norm", (impl, *TABLE["norm"]))
+
+
+def test_a_missing_package_is_a_reason_and_the_row_is_never_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    requires = Requires(packages=("no_such_package_anywhere",))
+    with_row(monkeypatch, Impl("fast", "padless.no_such_module:norm", requires))
+    resolution = resolve(call("norm"))
+    assert resolution.impl.name == "eager"
+    assert reasons(resolution, "fast") == ("needs package no_such_package_anywhere, not installed",)
+    assert "no_such_package_anywhere" in refusal(call("norm"), "fast")
+
+
+def test_a_missing_package_inside_a_missing_package_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_row(monkeypatch, Impl("fast", "padless.x:y", Requires(packages=("no_such_package_anywhere.inside",))))
+    assert reasons(resolve(call("norm")), "fast") == ("needs package no_such_package_anywhere.inside, not installed",)
+
+
+def test_a_row_that_fails_to_import_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_row(monkeypatch, Impl("fast", "padless.engine.no_such_module:norm"))
+    resolution = resolve(call("norm"))
+    assert resolution.impl.name == "eager"
+    (reason,) = reasons(resolution, "fast")
+    assert reason.startswith("cannot be imported: ")
+    assert "no_such_module" in reason
+
+
+def test_every_unmet_requirement_is_listed_with_both_values() -> None:
+    requires = Requires("cuda", sm=90, packages=("no_such_package_anywhere",), dtypes=(torch.float16, torch.bfloat16))
+    assert requires.unmet(call(dtype=torch.float64)) == [
+        "needs device cuda, got cpu",
+        "needs sm_90 or newer, got no GPU",
+        "needs package no_such_package_anywhere, not installed",
+        "needs dtype float16 or bfloat16, got float64",
+    ]
+    met = Requires("cuda", sm=90, packages=("torch",), dtypes=(torch.float16,))
+    assert met.unmet(call(device="cuda", dtype=torch.float16, sm=90)) == []
+    assert Requires().unmet(call()) == []
+
+
+def test_a_call_is_hashable_and_prints_only_its_facts() -> None:
+    assert hash(call()) == hash(call())
+    assert call() != call(sm=90)
+    assert str(call("linear", epilogue="gelu", hidden=0)).split(", ")[:3] == [
+        "op=linear",
+        "device=cpu",
+        "dtype=float32",
+    ]
+    assert "None" not in str(call())
+    assert "False" not in str(call())
+
+
+# explain
+
+
+def test_explain_prints_a_table_that_lines_up() -> None:
+    asked = [call("linear", epilogue="none"), call("linear", epilogue="gelu"), call(), call("linear", epilogue="none")]
+    lines = explain(map(resolve, asked)).splitlines()
+    assert lines[0].split() == ["op", "implementation", "dtype", "uses", "tuned", "by", "rejected"]
+    cells = [re.split(r" {2,}", line) for line in lines[1:]]
+    assert cells == [
+        ["linear", "cpu", "float32", "2", "none", "-"],
+        ["linear + gelu", "cpu", "float32", "1", "none", "-"],
+        [
+            "attention",
+            "cpu",
+            "float32",
+            "1",
+            "none",
+            "triton: needs device cuda, got cpu; needs sm_80 or newer, got no GPU",
+        ],
+    ]
+    column = lines[0].index("implementation")
+    assert all(line[column - 1] == " " != line[column] for line in lines)
+
+
+def test_explain_keeps_bindings_that_differ_apart() -> None:
+    asked = [resolve(call()), resolve(call(), "eager"), resolve(call(dtype=torch.bfloat16))]
+    assert len(explain(asked).splitlines()) == 4
+    assert explain([]).split() == ["op", "implementation", "dtype", "uses", "tuned", "by", "rejected"]
