@@ -92,7 +92,7 @@ def test_an_unknown_workload_is_named() -> None:
 
 def test_a_run_reports_the_same_facts_on_screen_and_in_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "report.json"
-    run(dtypes=("float32",), peers=(), workload="tiny", repeats=2, json_path=file, model=default_model(), threads=1)
+    run("cpu", ("float32",), 1, (), "tiny", 2, file, default_model())
     printed = capsys.readouterr().out
     report = json.loads(file.read_text(encoding="utf-8"))
     assert (report["schema"], report["kind"], report["repeats"]) == (1, "models", 2)
@@ -123,7 +123,7 @@ def test_a_system_whose_vectors_differ_gets_a_reason_and_no_number(
     settings.update(pooling_mode_cls_token=True, pooling_mode_mean_tokens=False)
     pooling.write_text(json.dumps(settings), encoding="utf-8")
     file = tmp_path / "report.json"
-    run(dtypes=("float32",), peers=("transformers",), workload="tiny", repeats=1, json_path=file, model=model)
+    run("cpu", ("float32",), 1, ("transformers",), "tiny", 1, file, model)
     report = json.loads(file.read_text(encoding="utf-8"))
     assert [system["system"] for system in report["systems"]] == ["sentence-transformers", "padless"]
     assert report["failed"]["transformers float32"].startswith("lowest cosine 0.")
