@@ -54,7 +54,7 @@ def embed(
     # megabytes in a long job. A batch needs those of its own lengths again in every layer (at 32 entries attention was
     # compiled anew all the time, 16% slower), but hardly those of earlier batches. Both are read at the first product.
     for variable in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-        os.environ.setdefault(variable, "256")
+        os.environ.setdefault(variable, "64")
     from ..jobs.embed import EmbedOptions, check_embed, embed_files
 
     # Before the model is loaded, which may take a while, and again with it.

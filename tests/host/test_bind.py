@@ -136,6 +136,17 @@ def test_a_replaced_parameter_is_seen(block: OneLinear) -> None:
     close(block(x), expected(block.dense, x))
 
 
+def test_a_parameter_at_the_address_of_an_earlier_one_is_not_taken_for_it(block: OneLinear) -> None:
+    # Two are replaced between calls; the third may be given the memory that the first has left.
+    x = inputs()
+    for _ in range(40):
+        block(x)
+        for _ in range(2):
+            block.dense.weight = None  # type: ignore[assignment]
+            block.dense.weight = nn.Parameter(torch.randn(OUT, IN), requires_grad=False)
+        close(block(x), expected(block.dense, x))
+
+
 def test_weights_are_prepared_once_while_nothing_changes(block: OneLinear) -> None:
     block(inputs())
     prepared = block.op._prepared
@@ -208,6 +219,8 @@ def test_without_gradient_mode_nothing_is_recorded() -> None:
     block = OneLinear().bind()
     with torch.no_grad():
         assert not block(inputs().requires_grad_()).requires_grad
+    # And it was the row for calls without gradient that served, trainable though the weights are.
+    assert block.op._prepared is not None
     assert block(inputs()).requires_grad
 
 

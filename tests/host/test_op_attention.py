@@ -253,6 +253,8 @@ def t5_bias(buckets: int, max_distance: int, bidirectional: bool, heads: int = 2
 
 
 BIASES = [(32, 128, True), (32, 128, False), (8, 20, True), (8, 20, False), (31, 77, True), (5, 9, False)]
+# Here a border lies where the logarithm of fp32 and that of fp64 round to different buckets.
+BORDERS = [(54, 64, False), (108, 64, True), (108, 128, False)]
 
 
 @pytest.mark.parametrize(("buckets", "max_distance", "bidirectional"), BIASES)
@@ -272,7 +274,7 @@ def test_position_bias_of_queries_that_are_the_last_of_many_keys() -> None:
     assert_eager_is_right(q, k, v, lengths, lengths_k, bias=bias, causal=True, **options)
 
 
-@pytest.mark.parametrize(("buckets", "max_distance", "bidirectional"), BIASES)
+@pytest.mark.parametrize(("buckets", "max_distance", "bidirectional"), BIASES + BORDERS)
 def test_buckets_are_those_of_t5(buckets: int, max_distance: int, bidirectional: bool) -> None:
     distances = torch.cat([torch.arange(-600, 601), torch.tensor([-(2**31), -(2**20), 2**20, 2**31])])
     theirs = T5Attention._relative_position_bucket(distances, bidirectional, buckets, max_distance)

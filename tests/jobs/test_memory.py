@@ -64,7 +64,7 @@ def peak_growth(model: Path, folder: Path, rows: int, rows_per_shard: int) -> in
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(
     ("few", "many", "rows_per_shard"),
-    [(5_000, 50_000, 2_500), pytest.param(100_000, 1_000_000, 50_000, marks=pytest.mark.soak)],
+    [(20_000, 200_000, 10_000), pytest.param(100_000, 1_000_000, 50_000, marks=pytest.mark.soak)],
 )
 def test_ten_times_the_rows_need_no_more_memory(
     tiny_folder: Path, tmp_path: Path, few: int, many: int, rows_per_shard: int
