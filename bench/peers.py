@@ -9,8 +9,8 @@ Tokenisation is inside everybody's time. Each runs in the arrangement that is be
     openvino               the torch model converted, pooling in the graph, sorted; the fastest of three arrangements
     onnxruntime            where installed: the exported `onnx/model.onnx` of the folder, sorted, batches of 32
 
-All run in one process, in turns, so that a slow minute hits everybody. Their thread pools (OpenMP, TBB, rayon) live side
-by side, and only one system is called at a time. What idle pools cost the others has not been measured apart.
+All run in one process, in turns, so that a slow minute hits everybody. Their thread pools (OpenMP, TBB, rayon) live
+side by side, and only one system is called at a time. What idle pools cost the others has not been measured apart.
 """
 
 from __future__ import annotations
