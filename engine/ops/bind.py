@@ -7,12 +7,14 @@ loading, after `.to()` or `.half()`. From then on a call goes straight to the ch
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from ..contract import Call
 from ..dispatch import Resolution, resolve
@@ -67,7 +69,7 @@ class BoundOp:
         self._forward: Callable[..., Any] = _unbound
         self._gradient: Callable[..., Any] = _unbound
         self._prepared: tuple[Any, ...] | None = None
-        self._stamp: tuple[Any, ...] = ()
+        self._stamps: tuple[_Stamp | None, ...] = ()
 
     def bind(self, device: torch.device, dtype: torch.dtype, *, backend: str, deterministic: bool) -> None:
         """Choose the implementation for where the weights are now.
@@ -94,23 +96,25 @@ class BoundOp:
 
     def __getstate__(self) -> dict[str, Any]:
         """What is copied and pickled: all but the prepared weights, which the copy makes anew from its own."""
-        return {**self.__dict__, "_prepared": None}
+        return {**self.__dict__, "_prepared": None, "_stamps": ()}
 
     def _needs_gradient(self, inputs: Iterable[Any]) -> bool:
         tensors = itertools.chain((source.tensor for source in self._sources), inputs)
         return any(isinstance(value, Tensor) and value.requires_grad for value in tensors)
 
     def _current_weights(self) -> tuple[Any, ...]:
-        stamp = tuple(_stamp(source.tensor) for source in self._sources)
-        if self._prepared is None or stamp != self._stamp:
-            with torch.no_grad():
-                weights = tuple(map(_value, self._weights))
-                resolution = self.resolution
-                if resolution is not None and resolution.prepare is not None:
-                    weights = resolution.prepare(*weights, call=resolution.call)
-            self._prepared, self._stamp = weights, stamp
-            return weights
-        return self._prepared
+        tensors = tuple(source.tensor for source in self._sources)
+        prepared = self._prepared
+        if prepared is not None and all(map(_unchanged, self._stamps, tensors)):
+            return prepared
+        with torch.no_grad():
+            weights = tuple(map(_value, self._weights))
+            resolution = self.resolution
+            if resolution is not None and resolution.prepare is not None:
+                weights = resolution.prepare(*weights, call=resolution.call)
+        self._stamps = tuple(None if tensor is None else _Stamp(tensor) for tensor in tensors)
+        self._prepared = weights
+        return weights
 
 
 def share_storage(parameters: tuple[Tensor, ...]) -> None:
@@ -144,12 +148,33 @@ def _value(weight: Weight) -> Tensor | None:
     return weight.tensor if isinstance(weight, Source) else joined(tuple(source.tensor for source in weight))
 
 
-def _stamp(tensor: Tensor | None) -> tuple[int, int, int] | None:
-    """What changes when a weight is replaced, moved or written to."""
-    if tensor is None:
-        return None
+class _Stamp:
+    """What a weight was when it was prepared. Keeps neither the weight nor its memory alive.
+
+    Addresses alone would not do: what replaces a weight may be given the memory that the weight has left.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = weakref.ref(tensor)
+        self._storage = StorageWeakRef(tensor.untyped_storage())
+        self._place = _place(tensor)
+
+    def fits(self, tensor: Tensor) -> bool:
+        """True unless the weight was replaced, moved or written to."""
+        return (
+            self._tensor() is tensor
+            and self._storage.cdata == tensor.untyped_storage()._cdata
+            and self._place == _place(tensor)
+        )
+
+
+def _unchanged(stamp: _Stamp | None, tensor: Tensor | None) -> bool:
+    return stamp is None if tensor is None else stamp is not None and stamp.fits(tensor)
+
+
+def _place(tensor: Tensor) -> tuple[int, int]:
     # Tensors made in inference mode count no writes.
-    return id(tensor), tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
+    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
 
 
 def _adjacent(parameters: tuple[Tensor, ...]) -> bool:

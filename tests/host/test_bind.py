@@ -147,6 +147,20 @@ def test_a_parameter_at_the_address_of_an_earlier_one_is_not_taken_for_it(block:
         close(block(x), expected(block.dense, x))
 
 
+def test_data_at_the_address_of_earlier_data_is_not_taken_for_it(block: OneLinear) -> None:
+    x = inputs()
+    met_again = False
+    for _ in range(200):
+        block(x)
+        address = block.dense.weight.data_ptr()
+        for _ in range(2):
+            block.dense.weight.data = torch.empty(0)
+            block.dense.weight.data = torch.randn(OUT, IN)
+        met_again |= address == block.dense.weight.data_ptr()
+        close(block(x), expected(block.dense, x))
+    assert met_again, "the allocator never gave the address again: the case was not met"
+
+
 def test_weights_are_prepared_once_while_nothing_changes(block: OneLinear) -> None:
     block(inputs())
     prepared = block.op._prepared
@@ -356,10 +370,12 @@ def test_joining_takes_no_view_where_the_storage_is_not_in_order() -> None:
     later.data, earlier.data = buffer[3:], buffer[:3]
     with torch.no_grad():
         assert torch.equal(joined((later, earlier)), torch.cat([buffer[3:], buffer[:3]]))  # type: ignore[arg-type]
-        transposed = nn.Parameter(torch.arange(16.0).view(4, 4))
-        transposed.data = torch.arange(16.0).view(4, 4).T
-        other = nn.Parameter(torch.zeros(4, 4))
-        assert torch.equal(joined((transposed, other)), torch.cat([transposed, other]))  # type: ignore[arg-type]
+        buffer = torch.arange(32.0)
+        transposed, next_to_it = nn.Parameter(torch.empty(4, 4)), nn.Parameter(torch.empty(4, 4))
+        transposed.data, next_to_it.data = buffer[:16].view(4, 4).T, buffer[16:].view(4, 4)
+        both = joined((transposed, next_to_it))
+        assert both is not None
+        assert torch.equal(both, torch.cat([transposed, next_to_it]))
 
 
 def test_projection_adds_the_residual_and_drops_out_only_in_training() -> None:
