@@ -10,13 +10,15 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import types
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, InitVar, dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
 
-from .errors import ConfigError
+from .errors import ConfigError, OptionError
 
 __all__ = ["CONFIG_NAME", "LIMITS", "ModelConfig", "model_type", "read_json"]
 
@@ -99,35 +101,114 @@ def model_type(folder: Path) -> str:
     return found
 
 
-@dataclass(frozen=True)
+@dataclass(kw_only=True)
 class ModelConfig:
-    """Base of every model's configuration: a frozen dataclass whose fields are the ones its model reads.
+    """Base of every model's configuration: a dataclass whose fields are the ones its model reads.
 
     A subclass declares fields under the names of the checkpoint's `config.json`, with types made of
     int, float, bool, str, None, Literal, list, tuple, dict and unions of them. A field without a default must be in
-    the file.
+    the file. Fields may be assigned until a model is built from them.
 
     Attributes:
-        extra: the file's other fields, unchecked.
+        num_labels: outputs of a classification head; follows `id2label` where that is given.
+        id2label: index -> name; "LABEL_0" and so on where the file has none.
+        label2id: name -> index; the inverse of `id2label` unless the file says otherwise.
+        problem_type: the loss of sequence classification; None: by the labels of the first call that has some.
+        output_hidden_states: what `forward` returns unless it is told otherwise.
+        output_attentions: the same.
+        return_dict: False returns tuples.
+        tie_word_embeddings: whether output and input embeddings are one tensor.
+        extra: the file's other fields, unchecked; they read as attributes too.
+        source: where the values came from, for messages.
     """
 
     aliases: ClassVar[Mapping[str, str]] = {}
     """Older spelling -> field; the field's own name wins where a file has both."""
+    model_type: ClassVar[str] = ""
+    """As in `config.json`."""
 
-    extra: Mapping[str, Any] = field(default_factory=dict, kw_only=True, repr=False, compare=False)
+    num_labels: int = 2
+    id2label: dict[Any, str] | None = None
+    label2id: dict[str, int] | None = None
+    problem_type: Literal["regression", "single_label_classification", "multi_label_classification"] | None = None
+    output_hidden_states: bool = False
+    output_attentions: bool = False
+    return_dict: bool = True
+    tie_word_embeddings: bool = True
+    extra: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    source: InitVar[str | None] = None
+
+    def __post_init__(self, source: str | None) -> None:
+        source = source or type(self).__name__
+        hints = _hints(type(self))
+        for item in fields(self):
+            if item.name != "extra":
+                value = _checked(getattr(self, item.name), hints[item.name], f"{source}: {item.name}", item.name)
+                object.__setattr__(self, item.name, value)
+        self._name_labels(source)
+        self.check(source)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+        if name == "num_labels" and self.__dict__.get("id2label") is not None and len(self.id2label or ()) != value:
+            self.id2label = self.label2id = None
+            self._name_labels(type(self).__name__)
+
+    def __getattr__(self, name: str) -> Any:
+        # Only names that are no field arrive here.
+        extra = self.__dict__.get("extra", {})
+        if name in extra:
+            return extra[name]
+        raise AttributeError(f"{type(self).__name__} has no field {name!r}")
+
+    def _name_labels(self, source: str) -> None:
+        if self.id2label is None:
+            self.id2label = {index: f"LABEL_{index}" for index in range(self.num_labels)}
+        try:
+            labels = {int(index): name for index, name in self.id2label.items()}
+        except (TypeError, ValueError):
+            raise ConfigError(f"{source}: id2label: expected whole numbers as keys, got {_describe(self.id2label)}") from None
+        object.__setattr__(self, "id2label", labels)
+        object.__setattr__(self, "num_labels", len(labels))
+        if self.label2id is None:
+            self.label2id = {name: index for index, name in labels.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as `config.json` has them, `extra` and `model_type` included."""
+        known = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "extra"}
+        derived = {"num_labels", "return_dict", "output_hidden_states", "output_attentions"}
+        written = {name: value for name, value in known.items() if name not in derived}
+        return {**self.extra, **written, "model_type": self.model_type}
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write `config.json` into `folder`, which is made where it is missing; transformers reads it."""
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        (target / CONFIG_NAME).write_text(json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     @classmethod
-    def from_folder(cls, folder: Path) -> Self:
+    def from_folder(cls, folder: Path, **overrides: Any) -> Self:
         """Read the folder's `config.json`.
+
+        Args:
+            folder: holds the file.
+            overrides: fields whose value in the file does not count.
 
         Raises:
             ConfigError: naming the file and the field.
+            OptionError: an override that is no field of this configuration.
         """
         path = folder / CONFIG_NAME
         raw = read_json(path, what="model configuration")
         if "auto_map" in raw:
             logger.warning("%s: auto_map names code beside the weights; it is ignored, padless runs its own", path)
-        return cls.from_dict(raw, source=str(path))
+        known = {item.name for item in fields(cls)} | set(cls.aliases)
+        for name in overrides:
+            if name not in known:
+                raise OptionError(f"{name}: no field of {cls.__name__}")
+        if "num_labels" in overrides and overrides["num_labels"] != len(raw.get("id2label") or ()):
+            raw = {name: value for name, value in raw.items() if name not in ("id2label", "label2id")}
+        return cls.from_dict({**raw, **overrides}, source=str(path))
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], *, source: str) -> Self:
@@ -140,7 +221,8 @@ class ModelConfig:
         Raises:
             ConfigError: a field is missing, of the wrong type or out of range.
         """
-        hints = get_type_hints(cls)
+        raw = {name: value for name, value in raw.items() if name != "model_type"}
+        hints = _hints(cls)
         known = {item.name: item for item in fields(cls) if item.init and item.name != "extra"}
         values: dict[str, Any] = {}
         extra: dict[str, Any] = {}
@@ -149,13 +231,11 @@ class ModelConfig:
             if target is None or target not in known:
                 extra[name] = value
             elif target == name or target not in raw:
-                values[target] = _checked(value, hints[target], f"{source}: {name}", LIMITS.get(target))
+                values[target] = _checked(value, hints[target], f"{source}: {name}", target)
         for name, item in known.items():
             if name not in values and item.default is MISSING and item.default_factory is MISSING:
                 raise ConfigError(f"{source}: {name}: missing")
-        config = cls(**values, extra=extra)
-        config.check(source)
-        return config
+        return cls(**values, extra=extra, source=source)
 
     def check(self, source: str) -> None:
         """Hook for what one field alone cannot show, such as a hidden size that the heads do not divide.
@@ -165,7 +245,13 @@ class ModelConfig:
         """
 
 
-def _checked(value: Any, hint: Any, where: str, limits: tuple[float, float] | None) -> Any:
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls)
+
+
+def _checked(value: Any, hint: Any, where: str, name: str) -> Any:
+    limits = LIMITS.get(name)
     if not _fits(value, hint):
         raise ConfigError(f"{where}: expected {_spell(hint)}, got {_describe(value)}")
     if isinstance(value, (int, float)) and not isinstance(value, bool):

@@ -29,6 +29,7 @@ class Call:
         bias: "none" or "t5" (relative position bias); None for ops that do not attend.
         hidden: width of the output rows; None where it does not matter.
         epilogue: what is fused behind a GEMM, see `engine/ops/linear.py`; None for other ops.
+        gated: half of the GEMM's outputs gates the other.
         cross: keys and values come from other texts than the queries (`cu_seqlens_k`).
         lse: the log-sum-exp of the attention scores is asked for as well.
         deterministic: the same text must give the same bits whatever its neighbours.
@@ -43,6 +44,7 @@ class Call:
     bias: str | None = None
     hidden: int | None = None
     epilogue: str | None = None
+    gated: bool = False
     cross: bool = False
     lse: bool = False
     deterministic: bool = False

@@ -34,6 +34,7 @@ TABLE: dict[str, tuple[Impl, ...]] = {
         Impl("eager", f"{_OPS}.linear:linear", differentiable=True),
     ),
     "norm": (Impl("eager", f"{_OPS}.norm:layer_norm", differentiable=True, deterministic=True),),
+    "rms_norm": (Impl("eager", f"{_OPS}.norm:rms_norm", differentiable=True, deterministic=True),),
     "embed": (Impl("eager", f"{_OPS}.embed:embed", differentiable=True, deterministic=True),),
     "pool": (Impl("eager", f"{_OPS}.pool:pool", differentiable=True, deterministic=True),),
 }
@@ -136,7 +137,7 @@ def explain(resolutions: Iterable[Resolution]) -> str:
     counts: dict[tuple[str, ...], int] = {}
     for resolution in resolutions:
         call = resolution.call
-        op = call.op if call.epilogue in (None, "none") else f"{call.op} + {call.epilogue}"
+        op = call.op if call.epilogue in (None, "none") else f"{call.op} + {'gated ' * call.gated}{call.epilogue}"
         dtype = str(call.dtype).removeprefix("torch.")
         rejected = " | ".join(f"{name}: {'; '.join(reasons)}" for name, reasons in resolution.rejected)
         row = (op, resolution.impl.name, dtype, resolution.config_source, rejected or "-")

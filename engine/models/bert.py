@@ -32,7 +32,7 @@ ACTIVATIONS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(kw_only=True)
 class BertConfig(ModelConfig):
     """Fields and defaults of a BERT `config.json`; sizes in channels, tokens or rows."""
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-__all__ = ["relative_position_bucket", "varlen_attention"]
+__all__ = ["attention_with_weights", "relative_position_bucket", "varlen_attention"]
 
 
 def varlen_attention(
@@ -56,29 +58,49 @@ def varlen_attention(
         (fp64 for fp64 inputs) `[heads, tokens]`, natural log, -inf for a query that sees no key.
     """
     heads, head_dim = q.shape[1:]
-    group = heads // k.shape[1]
-    scale = head_dim**-0.5 if softmax_scale is None else softmax_scale
     statistics = torch.promote_types(q.dtype, torch.float32)
-    starts = cu_seqlens.tolist()
-    starts_k = starts if cu_seqlens_k is None else cu_seqlens_k.tolist()
     outputs, lses = [q.new_zeros(0, heads, head_dim)], [q.new_zeros(heads, 0, dtype=statistics)]
-    for (start, stop), (start_k, stop_k) in zip(_spans(starts), _spans(starts_k), strict=True):
-        queries = q[start:stop].transpose(0, 1)
-        keys = k[start_k:stop_k].transpose(0, 1).repeat_interleave(group, dim=0)
-        values = v[start_k:stop_k].transpose(0, 1).repeat_interleave(group, dim=0)
-        scores = (queries @ keys.transpose(1, 2)).to(statistics) * scale
-        distance = _relative_positions(stop - start, stop_k - start_k, q.device)
-        if position_bias is not None:
-            buckets = relative_position_bucket(distance, position_bias.shape[0], bias_max_distance, bias_bidirectional)
-            scores = scores + position_bias[buckets].permute(2, 0, 1).to(statistics)
-        scores = scores.masked_fill(~_visible(distance, window, causal), -math.inf)
-        lse = torch.logsumexp(scores, dim=-1)
-        blind = lse.isneginf()
-        weights = torch.exp(scores - lse.masked_fill(blind, 0.0)[..., None])
+    for queries, keys, values in _texts(q, k, v, cu_seqlens, cu_seqlens if cu_seqlens_k is None else cu_seqlens_k):
+        weights, lse = _weights(
+            queries, keys, window, causal, softmax_scale, position_bias, bias_max_distance, bias_bidirectional
+        )
         outputs.append((weights.to(q.dtype) @ values).transpose(0, 1))
         lses.append(lse)
     output = torch.cat(outputs)
     return (output, torch.cat(lses, dim=1)) if return_lse else output
+
+
+def attention_with_weights(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    *,
+    window: tuple[int, int] = (-1, -1),
+    causal: bool = False,
+    softmax_scale: float | None = None,
+    position_bias: Tensor | None = None,
+    bias_max_distance: int = 128,
+    bias_bidirectional: bool = True,
+    dropout: float = 0.0,
+) -> tuple[Tensor, list[Tensor]]:
+    """`varlen_attention` of texts to themselves, for what no fused kernel can serve: its weights, and dropout on them.
+
+    Args:
+        dropout: probability with which a weight is set to 0; the others are scaled by `1 / (1 - dropout)`.
+
+    Returns:
+        The attention, and for every text its softmax weights, before dropout, `[heads, length, length]` in q's dtype.
+    """
+    outputs, kept = [q.new_zeros(0, *q.shape[1:])], []
+    for queries, keys, values in _texts(q, k, v, cu_seqlens, cu_seqlens):
+        weights, _ = _weights(
+            queries, keys, window, causal, softmax_scale, position_bias, bias_max_distance, bias_bidirectional
+        )
+        kept.append(weights.to(q.dtype))
+        outputs.append((F.dropout(kept[-1], dropout) @ values).transpose(0, 1))
+    return torch.cat(outputs), kept
 
 
 def relative_position_bucket(distance: Tensor, num_buckets: int, max_distance: int, bidirectional: bool) -> Tensor:
@@ -107,8 +129,38 @@ def relative_position_bucket(distance: Tensor, num_buckets: int, max_distance: i
     return first + torch.where(distance < exact, distance, far)
 
 
-def _spans(starts: list[int]) -> list[tuple[int, int]]:
-    return list(itertools.pairwise(starts))
+def _texts(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, cu_seqlens_k: Tensor
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """q, k and v of one text after the other, `[heads, length, head_dim]` each, grouped heads repeated."""
+    group = q.shape[1] // k.shape[1]
+    spans = zip(itertools.pairwise(cu_seqlens.tolist()), itertools.pairwise(cu_seqlens_k.tolist()), strict=True)
+    for (start, stop), (start_k, stop_k) in spans:
+        keys, values = (x[start_k:stop_k].transpose(0, 1).repeat_interleave(group, dim=0) for x in (k, v))
+        yield q[start:stop].transpose(0, 1), keys, values
+
+
+def _weights(
+    queries: Tensor,
+    keys: Tensor,
+    window: tuple[int, int],
+    causal: bool,
+    softmax_scale: float | None,
+    position_bias: Tensor | None,
+    bias_max_distance: int,
+    bias_bidirectional: bool,
+) -> tuple[Tensor, Tensor]:
+    """Softmax weights `[heads, length, length_k]` and log-sum-exp `[heads, length]` of one text, in fp32 or fp64."""
+    scale = queries.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
+    statistics = torch.promote_types(queries.dtype, torch.float32)
+    scores = (queries @ keys.transpose(1, 2)).to(statistics) * scale
+    distance = _relative_positions(queries.shape[1], keys.shape[1], queries.device)
+    if position_bias is not None:
+        buckets = relative_position_bucket(distance, position_bias.shape[0], bias_max_distance, bias_bidirectional)
+        scores = scores + position_bias[buckets].permute(2, 0, 1).to(statistics)
+    scores = scores.masked_fill(~_visible(distance, window, causal), -math.inf)
+    lse = torch.logsumexp(scores, dim=-1)
+    return torch.exp(scores - lse.masked_fill(lse.isneginf(), 0.0)[..., None]), lse
 
 
 def _relative_positions(length_q: int, length_k: int, device: torch.device) -> Tensor:

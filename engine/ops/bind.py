@@ -40,8 +40,8 @@ class Source:
         return getattr(self.module, self.name)
 
 
-Weight = Source | tuple[Source, ...]
-"""One weight, or several whose rows are taken as one."""
+Weight = Source | tuple[Source, ...] | None
+"""One weight, several whose rows are taken as one, or none where the op can do without."""
 
 
 class BoundOp:
@@ -62,10 +62,10 @@ class BoundOp:
         """
         self.op = op
         self.resolution: Resolution | None = None
+        self.options = options
         self._facts = facts or {}
-        self._options = options
         self._weights = weights
-        self._sources = tuple(itertools.chain.from_iterable(w if isinstance(w, tuple) else (w,) for w in weights))
+        self._sources = tuple(itertools.chain.from_iterable(map(_sources, weights)))
         self._forward: Callable[..., Any] = _unbound
         self._gradient: Callable[..., Any] = _unbound
         self._prepared: tuple[Any, ...] | None = None
@@ -91,8 +91,8 @@ class BoundOp:
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
         if torch.is_grad_enabled() and self._needs_gradient((*inputs, *options.values())):
-            return self._gradient(*inputs, *map(_value, self._weights), **self._options, **options)
-        return self._forward(*inputs, *self._current_weights(), **self._options, **options)
+            return self._gradient(*inputs, *map(_value, self._weights), **self.options, **options)
+        return self._forward(*inputs, *self._current_weights(), **self.options, **options)
 
     def __getstate__(self) -> dict[str, Any]:
         """What is copied and pickled: all but the prepared weights, which the copy makes anew from its own."""
@@ -144,8 +144,12 @@ def joined(parts: tuple[Tensor | None, ...]) -> Tensor | None:
     return torch.cat(present)
 
 
+def _sources(weight: Weight) -> tuple[Source, ...]:
+    return weight if isinstance(weight, tuple) else () if weight is None else (weight,)
+
+
 def _value(weight: Weight) -> Tensor | None:
-    return weight.tensor if isinstance(weight, Source) else joined(tuple(source.tensor for source in weight))
+    return weight.tensor if isinstance(weight, Source) else joined(tuple(source.tensor for source in _sources(weight)))
 
 
 class _Stamp:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["layer_norm"]
+__all__ = ["layer_norm", "rms_norm"]
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, *, eps: float) -> Tensor:
@@ -21,3 +22,20 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, *, eps: float) ->
         `[tokens, hidden]` in x's dtype.
     """
     return F.layer_norm(x, (x.shape[-1],), weight, bias, eps)
+
+
+def rms_norm(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
+    """`x / sqrt(mean(x^2) + eps) * weight` over the last axis (Zhang & Sennrich 2019, section 3), as in T5.
+
+    Args:
+        x: `[tokens, hidden]`, any floating dtype; the mean is fp32 for half precision, and the quotient is rounded to
+            the weight's dtype before it is scaled, as T5 was trained.
+        weight: `[hidden]`.
+        eps: added to the mean square.
+
+    Returns:
+        `[tokens, hidden]` in the weight's dtype.
+    """
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    scaled = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)
+    return weight * scaled.to(weight.dtype)

@@ -21,7 +21,7 @@ SCALARS = st.sampled_from(
 JSON = SCALARS | st.lists(SCALARS, max_size=3) | st.dictionaries(st.sampled_from(["a", "\n"]), SCALARS, max_size=2)
 
 
-@dataclass(frozen=True)
+@dataclass(kw_only=True)
 class SmallConfig(ModelConfig):
     """Enough kinds of fields to try every rule."""
 
@@ -61,12 +61,13 @@ def test_fields_are_taken_and_others_kept_aside() -> None:
     assert (config.vocab_size, config.hidden_size, config.num_hidden_layers) == (7, 4, 2)
     assert config.layer_types == ("a", "b")
     assert config.classifier_dropout == 0.5
-    assert config.extra == {"pad_token_id": 3, "label2id": {"x": 0}}
+    assert config.extra == {"pad_token_id": 3}
+    assert config.label2id == {"x": 0}
 
 
-def test_a_configuration_can_be_hashed_and_compared() -> None:
+def test_configurations_are_compared_by_their_fields() -> None:
     assert read(GOOD) == read(GOOD | {"unknown": [1]})
-    assert len({read(GOOD), read(GOOD), read(GOOD | {"hidden_size": 6})}) == 2
+    assert read(GOOD) != read(GOOD | {"hidden_size": 6})
 
 
 def test_an_older_spelling_is_understood_and_the_newer_one_wins() -> None:

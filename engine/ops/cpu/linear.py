@@ -56,12 +56,17 @@ def linear(
     bias: Tensor | None,
     *,
     epilogue: str = "none",
+    gated: bool = False,
     residual: Tensor | None = None,
 ) -> Tensor:
     """As `engine/ops/linear.py`, with the weight from `prepare`."""
     parts = weight if isinstance(weight, tuple) else (weight,)
     if x.shape[0] == 0:
-        return x.new_empty(0, parts[0].shape[0])
+        return x.new_empty(0, parts[0].shape[0] // (2 if gated else 1))
+    if gated:
+        activated, gate = _sum_of_products(x, parts, bias, None).chunk(2, dim=-1)
+        out = ACTIVATIONS[epilogue](activated).mul_(gate)
+        return out if residual is None else out.add_(residual)
     if residual is not None and epilogue == "none":
         return _sum_of_products(x, parts, bias, residual)
     out = _sum_of_products(x, parts, bias, None)
