@@ -36,6 +36,7 @@ TABLE: dict[str, tuple[Impl, ...]] = {
     "norm": (Impl("eager", f"{_OPS}.norm:layer_norm", differentiable=True, deterministic=True),),
     "rms_norm": (Impl("eager", f"{_OPS}.norm:rms_norm", differentiable=True, deterministic=True),),
     "embed": (Impl("eager", f"{_OPS}.embed:embed", differentiable=True, deterministic=True),),
+    "rope": (Impl("eager", f"{_OPS}.rope:rope", differentiable=True, deterministic=True),),
     "pool": (Impl("eager", f"{_OPS}.pool:pool", differentiable=True, deterministic=True),),
 }
 
