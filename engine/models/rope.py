@@ -121,8 +121,10 @@ class Rope:
         if "attention_factor" in self.values:
             return self.values["attention_factor"]
         if self.rope_type == "yarn":
-            factor, mscale, all_dim = self._stretch, self.values.get("mscale"), self.values.get("mscale_all_dim")
-            return _magnitude(factor, mscale) / _magnitude(factor, all_dim) if mscale and all_dim else _magnitude(factor)
+            mscale, all_dim = self.values.get("mscale"), self.values.get("mscale_all_dim")
+            if mscale and all_dim:
+                return _magnitude(self._stretch, mscale) / _magnitude(self._stretch, all_dim)
+            return _magnitude(self._stretch)
         if self.rope_type == "longrope" and self._stretch > 1:
             return math.sqrt(1 + math.log(self._stretch) / math.log(self.values[_LENGTH]))
         return 1.0
