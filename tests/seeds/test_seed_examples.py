@@ -1,0 +1,149 @@
+"""The Python examples of the seed pages run under padless, and leave behind what they do under transformers."""
+
+from __future__ import annotations
+
+import ast
+import warnings
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from seed_folders import HUB_MODELS, SPLIT_WORD, write_model, write_sentencepiece
+from seed_pages import LOST, Block, blocks, pages, require_seeds, restored
+from seed_runs import Run, run_differences, run_with_padless, run_with_transformers, tensors
+
+import padless
+
+require_seeds()
+
+BLOCKS = {"000": 11, "001": 2, "002": 9, "003": 10, "004": 10}
+GENERATION = "encoder-decoder and generation: a later issue"
+PIPELINE = "pipeline: a later issue"
+LEFT_OUT = {  # (page, block, what it is about): why
+    ("000", 0, "pipeline"): PIPELINE,
+    ("001", 0, "pipeline"): PIPELINE,
+    ("002", 0, "pipeline"): PIPELINE,
+    ("003", 2, "MegatronBertForCausalLM"): GENERATION,
+    ("004", 0, "pipeline"): PIPELINE,
+    ("004", 1, "AutoModelForSeq2SeqLM"): GENERATION,
+    ("004", 2, "AutoModelForSeq2SeqLM"): "quantises with bitsandbytes, which computes on CUDA only",
+    ("004", 3, "MT5Model"): GENERATION,
+    ("004", 4, "MT5ForConditionalGeneration"): GENERATION,
+    ("004", 6, "MT5ForSequenceClassification"): GENERATION,
+    ("004", 7, "MT5ForSequenceClassification"): GENERATION,
+    ("004", 9, "MT5ForQuestionAnswering"): GENERATION,
+}
+RUN = [block for block in blocks() if (block.page, block.index, block.subject) not in LEFT_OUT]
+# The heads of these are in the checkpoint that is published; those of the other classes are drawn when they are loaded.
+PUBLISHED_HEADS = ("ForPreTraining", "ForMaskedLM", "ForNextSentencePrediction", "EncoderModel")
+
+
+def hub_names(block: Block) -> list[str]:
+    """Hub models that the example loads, each once."""
+    return sorted(set(block.strings) & HUB_MODELS.keys())
+
+
+LOADING = [block for block in RUN if hub_names(block)]
+CONSTRUCTING = [block for block in RUN if not hub_names(block)]
+
+
+@pytest.fixture(scope="module")
+def roots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the folders of all examples lie, one PADLESS_MODELS for each example and checkpoint."""
+    return tmp_path_factory.mktemp("seeds")
+
+
+def oracle(block: Block, root: Path) -> Run:
+    """The example under transformers, which warns of much that is not ours."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return run_with_transformers(block, root)
+
+
+def tolerance(block: Block) -> float:
+    """Of max|b|: fp16 has eleven bits, and the two run their sums in another order."""
+    return 2e-2 if "torch.float16" in block.source else 1e-4
+
+
+def test_every_example_of_the_pages_is_found_and_runs_or_is_left_out_by_name() -> None:
+    assert Counter(block.page for block in blocks()) == BLOCKS
+    assert Counter(block.page for block in RUN) == {"000": 10, "001": 1, "002": 8, "003": 9, "004": 2}
+    assert len(LEFT_OUT) == 12
+
+
+def test_what_is_left_out_is_there() -> None:
+    assert LEFT_OUT.keys() <= {(block.page, block.index, block.subject) for block in blocks()}
+
+
+@pytest.mark.parametrize("key", LEFT_OUT, ids=lambda key: "-".join(map(str, key)))
+def test_what_is_left_out_needs_what_padless_lacks(key: tuple[str, int, str]) -> None:
+    """Its issue landed where this fails: the entry has to go."""
+    (block,) = (block for block in blocks() if (block.page, block.index, block.subject) == key)
+    lacking = [name for name in block.imported if not hasattr(padless, name)]
+    assert lacking, f"padless has {', '.join(block.imported)} now: run the example"
+
+
+def test_what_the_pages_lost_is_put_back_and_nothing_else() -> None:
+    expected = {page: {pattern: where.get(page, 0) for pattern, _, where in LOST} for page in pages()}
+    assert {page: restored(text)[1] for page, text in pages().items()} == expected
+
+
+def test_no_example_holds_a_prompt_or_the_prose_behind_an_open_fence() -> None:
+    for block in blocks():
+        ast.parse(block.source)
+        assert ">>>" not in block.source
+        assert "**" not in block.source.replace("(**", "")
+
+
+@pytest.mark.parametrize("hub_name", HUB_MODELS)
+def test_a_vocabulary_holds_every_word_of_the_examples(hub_name: str, tmp_path: Path) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(write_model(tmp_path, hub_name))
+    texts = [text for block in blocks() if hub_name in block.strings for text in block.strings]
+    assert texts
+    assert all(tokenizer.unk_token_id not in tokenizer(text).input_ids for text in texts)
+    paris, other = (tokenizer(f"The capital of France is {name}.").input_ids for name in ("Paris", "the"))
+    assert len(paris) == len(other)
+    assert len(tokenizer.tokenize(SPLIT_WORD)) > 1
+
+
+@pytest.mark.parametrize("block", LOADING, ids=str)
+def test_an_example_leaves_behind_what_it_does_under_transformers(block: Block, roots: Path) -> None:
+    """Loaded from a checkpoint that holds the example's class, head included, so that all numbers are determined."""
+    root = roots / f"own-{block}"
+    for hub_name in hub_names(block):
+        write_model(root, hub_name, block.subject)
+    theirs = oracle(block, root)
+    assert tensors(theirs) > 2
+    assert run_differences(run_with_padless(block, root), theirs, tolerance=tolerance(block)) == []
+
+
+@pytest.mark.parametrize("block", LOADING, ids=str)
+def test_an_example_runs_on_the_checkpoint_that_is_published(block: Block, roots: Path) -> None:
+    """Another class's checkpoint: heads that are not in it are drawn, what the example's class lacks is dropped.
+
+    mT5 is published with spiece.model alone, which transformers reads only where sentencepiece is installed.
+    """
+    root = roots / f"published-{block}"
+    folders = [write_model(root, hub_name) for hub_name in hub_names(block)]
+    theirs = oracle(block, root)
+    for folder in folders:
+        if "mt5" in folder.name:
+            (folder / "tokenizer.json").unlink()
+            write_sentencepiece(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ours = run_with_padless(block, root)
+    numbers = block.subject.endswith(PUBLISHED_HEADS)
+    assert run_differences(ours, theirs, tolerance=tolerance(block), numbers=numbers) == []
+
+
+@pytest.mark.parametrize("block", CONSTRUCTING, ids=str)
+def test_an_example_constructs_the_full_size_that_transformers_does(block: Block, tmp_path: Path) -> None:
+    with torch.device("meta"):
+        theirs = oracle(block, tmp_path)
+    ours = run_with_padless(block, tmp_path)
+    assert run_differences(ours, theirs, tolerance=0.0) == []
+    assert ours.variables["model"].num_parameters() == theirs.variables["model"].num_parameters()
+    assert ours.variables["configuration"] is ours.variables["model"].config
