@@ -14,6 +14,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .engine.auto import (
+        AutoConfig,
+        AutoModel,
+        AutoModelForMaskedLM,
+        AutoModelForMultipleChoice,
+        AutoModelForNextSentencePrediction,
+        AutoModelForPreTraining,
+        AutoModelForQuestionAnswering,
+        AutoModelForSequenceClassification,
+        AutoModelForTokenClassification,
+    )
     from .engine.encoder import Encoder
     from .engine.errors import (
         BackendError,
@@ -27,11 +38,40 @@ if TYPE_CHECKING:
         WeightsError,
     )
     from .engine.loading import load
+    from .engine.models.bert import (
+        BertConfig,
+        BertForMaskedLM,
+        BertForMultipleChoice,
+        BertForNextSentencePrediction,
+        BertForPreTraining,
+        BertForQuestionAnswering,
+        BertForSequenceClassification,
+        BertForTokenClassification,
+        BertModel,
+    )
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AutoConfig",
+    "AutoModel",
+    "AutoModelForMaskedLM",
+    "AutoModelForMultipleChoice",
+    "AutoModelForNextSentencePrediction",
+    "AutoModelForPreTraining",
+    "AutoModelForQuestionAnswering",
+    "AutoModelForSequenceClassification",
+    "AutoModelForTokenClassification",
     "BackendError",
+    "BertConfig",
+    "BertForMaskedLM",
+    "BertForMultipleChoice",
+    "BertForNextSentencePrediction",
+    "BertForPreTraining",
+    "BertForQuestionAnswering",
+    "BertForSequenceClassification",
+    "BertForTokenClassification",
+    "BertModel",
     "ConfigError",
     "Encoder",
     "InputError",
@@ -45,19 +85,44 @@ __all__ = [
     "load",
 ]
 
-_MODULE_OF = {
-    "BackendError": ".engine.errors",
-    "ConfigError": ".engine.errors",
-    "Encoder": ".engine.encoder",
-    "InputError": ".engine.errors",
-    "JobError": ".engine.errors",
-    "ModelNotFoundError": ".engine.errors",
-    "OptionError": ".engine.errors",
-    "PadlessError": ".engine.errors",
-    "TokenizerError": ".engine.errors",
-    "WeightsError": ".engine.errors",
-    "load": ".engine.loading",
+_NAMES_OF = {
+    ".engine.auto": (
+        "AutoConfig",
+        "AutoModel",
+        "AutoModelForMaskedLM",
+        "AutoModelForMultipleChoice",
+        "AutoModelForNextSentencePrediction",
+        "AutoModelForPreTraining",
+        "AutoModelForQuestionAnswering",
+        "AutoModelForSequenceClassification",
+        "AutoModelForTokenClassification",
+    ),
+    ".engine.encoder": ("Encoder",),
+    ".engine.errors": (
+        "BackendError",
+        "ConfigError",
+        "InputError",
+        "JobError",
+        "ModelNotFoundError",
+        "OptionError",
+        "PadlessError",
+        "TokenizerError",
+        "WeightsError",
+    ),
+    ".engine.loading": ("load",),
+    ".engine.models.bert": (
+        "BertConfig",
+        "BertForMaskedLM",
+        "BertForMultipleChoice",
+        "BertForNextSentencePrediction",
+        "BertForPreTraining",
+        "BertForQuestionAnswering",
+        "BertForSequenceClassification",
+        "BertForTokenClassification",
+        "BertModel",
+    ),
 }
+_MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:

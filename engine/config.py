@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 from .errors import ConfigError, OptionError
+from .hub import resolve_folder
 
 __all__ = ["CONFIG_NAME", "LIMITS", "ModelConfig", "model_type", "read_json"]
 
@@ -167,7 +168,9 @@ class ModelConfig:
         try:
             labels = {int(index): name for index, name in self.id2label.items()}
         except (TypeError, ValueError):
-            raise ConfigError(f"{source}: id2label: expected whole numbers as keys, got {_describe(self.id2label)}") from None
+            raise ConfigError(
+                f"{source}: id2label: expected whole numbers as keys, got {_describe(self.id2label)}"
+            ) from None
         object.__setattr__(self, "id2label", labels)
         object.__setattr__(self, "num_labels", len(labels))
         if self.label2id is None:
@@ -185,6 +188,11 @@ class ModelConfig:
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         (target / CONFIG_NAME).write_text(json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, path: str | os.PathLike[str], **overrides: Any) -> Self:
+        """Read `config.json` of a model folder or an id such as "org/name"; see `from_folder`."""
+        return cls.from_folder(resolve_folder(path), **overrides)
 
     @classmethod
     def from_folder(cls, folder: Path, **overrides: Any) -> Self:

@@ -18,6 +18,7 @@ from .batch import PackedBatch
 from .dispatch import explain
 from .errors import InputError, OptionError
 from .pooling import SentenceHead
+from .prefetch import Workers
 from .stream import EncodeStats, encode_stream
 from .tokenizer import Tokenizer
 
@@ -52,6 +53,7 @@ class Encoder:
     token_budget: int
     prompts: dict[str, str] = field(default_factory=dict)
     default_prompt_name: str | None = None
+    _workers: Workers = field(default_factory=Workers, init=False, repr=False, compare=False)
 
     @property
     def dimension(self) -> int:
@@ -124,6 +126,7 @@ class Encoder:
             rows,
             self.tokenizer,
             self._runner(prompt),
+            workers=self._workers,
             prompt=prompt,
             device=self.device,
             token_budget=self.token_budget,
@@ -168,7 +171,7 @@ class Encoder:
 
     def _runner(self, prompt: str) -> Callable[[PackedBatch], Tensor]:
         leading = self.tokenizer.prompt_tokens(prompt) if prompt else 0
-        return lambda batch: self.head(self.model(batch), batch, leading)
+        return lambda batch: self.head(self.model.run(batch), batch, leading)
 
     def _width(self, truncate_dim: int | None) -> int:
         if truncate_dim is None:

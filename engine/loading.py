@@ -11,7 +11,8 @@ from .dispatch import backends
 from .encoder import Encoder
 from .errors import OptionError
 from .hub import resolve_folder
-from .models import model_class
+from .models import family_class
+from .models.pretrained import parameters_left_empty
 from .pooling import SentenceHead
 from .precision import resolve_device, resolve_dtype
 from .sentence_folder import read_sentence_folder
@@ -60,14 +61,15 @@ def load(
     folder = resolve_folder(path)
     sentence = read_sentence_folder(folder)
     source = sentence.transformer_folder
-    family = model_class(model_type(source), source=str(source / CONFIG_NAME))
+    family = family_class(model_type(source), "Model", source=str(source / CONFIG_NAME))
     config = family.config_class.from_folder(source)
     tokenizer = Tokenizer.from_folder(source, max_length=sentence.max_seq_length, lowercase=sentence.do_lower_case)
     check_vocabulary(tokenizer, config.vocab_size, source)
-    if tokenizer.max_length is None or tokenizer.max_length > config.max_position_embeddings:
-        tokenizer.max_length = config.max_position_embeddings
-    model = family(config)
-    load_weights(model, source, family.name_rules, dtype=precision, device=target)
+    with parameters_left_empty():
+        model = family.without_pooler(config)
+    if model.longest is not None and (tokenizer.max_length is None or tokenizer.max_length > model.longest):
+        tokenizer.max_length = model.longest
+    load_weights(model, source, family.name_rules, dtype=precision, device=target, tied=model.tie_table())
     model.eval().requires_grad_(False).bind(backend, deterministic)
     head = SentenceHead.from_specs(sentence.modules, config.hidden_size, str(folder))
     head.to(target, torch.promote_types(precision, torch.float32))

@@ -1,4 +1,4 @@
-"""The model families padless knows, by the `model_type` of their `config.json`."""
+"""The model families padless knows, by the `model_type` of their `config.json`; imported when they are asked for."""
 
 from __future__ import annotations
 
@@ -7,23 +7,46 @@ from typing import Any
 
 from ..errors import ConfigError
 
-__all__ = ["FAMILIES", "model_class"]
+__all__ = ["CLASSES", "FAMILIES", "family_class"]
 
-FAMILIES = {"bert": ("bert", "BertModel")}
-"""`model_type` -> (module of this folder, class)."""
+FAMILIES = {
+    "bert": ("bert", "Bert"),
+}
+"""`model_type` -> (module of this folder, what the names of its classes begin with)."""
+
+_BERT_TASKS = (
+    "ForPreTraining",
+    "ForMaskedLM",
+    "ForNextSentencePrediction",
+    "ForSequenceClassification",
+    "ForMultipleChoice",
+    "ForTokenClassification",
+    "ForQuestionAnswering",
+)
+
+CLASSES = {
+    "bert": ("Config", "Model", *_BERT_TASKS),
+}
+"""`model_type` -> the classes of the family, without what their names begin with."""
 
 
-def model_class(model_type: str, *, source: str) -> Any:
-    """The class that runs a model type; imported only when asked for.
+def family_class(model_type: str, kind: str, *, source: str) -> Any:
+    """One class of the family that `config.json` names.
 
     Args:
         model_type: as `config.json` has it.
+        kind: "Config", "Model", "ForMaskedLM" and so on.
         source: the file it came from, for the message.
 
     Raises:
-        ConfigError: an unknown model type; lists those that are known.
+        ConfigError: an unknown model type, or a family without this class; lists those that are known.
     """
     if model_type not in FAMILIES:
         raise ConfigError(f"{source}: model_type: expected one of {', '.join(FAMILIES)}, got {model_type!r}")
-    module, name = FAMILIES[model_type]
-    return getattr(import_module(f".{module}", __name__), name)
+    module, prefix = FAMILIES[model_type]
+    if kind == "Model":
+        kind = next(name for name in CLASSES[model_type] if name.endswith("Model"))
+    if kind not in CLASSES[model_type]:
+        able = [name for name, kinds in CLASSES.items() if kind in kinds]
+        raise ConfigError(f"{source}: model_type: {kind} needs one of {', '.join(able) or 'none'}, got {model_type!r}")
+    return getattr(import_module(f".{module}", __name__), prefix + kind)

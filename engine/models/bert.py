@@ -6,8 +6,9 @@ Post-norm encoder: embeddings, then per layer attention and feed-forward, each a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,44 +16,63 @@ from ..batch import PackedBatch
 from ..config import ModelConfig
 from ..errors import ConfigError
 from ..ops.bind import BoundOp, Source
+from ..ops.embed import embed
 from ..weights import NameRules
+from .activations import ACTIVATIONS, check_activation
+from .bare import BareModel
 from .blocks import Block, FeedForward, Projection, SelfAttention
+from .heads import Pooler
 from .parameters import Embedding, LayerNorm
+from .pretrained import PreTrainedModel
+from .pretraining import ClsForMaskedLM, ClsForNextSentencePrediction, ClsForPreTraining
+from .record import Record
+from .tasks import (
+    ForMultipleChoice,
+    ForQuestionAnswering,
+    ForSequenceClassification,
+    ForTokenClassification,
+    TaskModel,
+)
 
-__all__ = ["BertConfig", "BertModel"]
-
-ACTIVATIONS = {
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "relu": "relu",
-    "silu": "silu",
-    "swish": "silu",
-    "tanh": "tanh",
-}
+__all__ = [
+    "BertConfig",
+    "BertForMaskedLM",
+    "BertForMultipleChoice",
+    "BertForNextSentencePrediction",
+    "BertForPreTraining",
+    "BertForQuestionAnswering",
+    "BertForSequenceClassification",
+    "BertForTokenClassification",
+    "BertModel",
+]
 
 
 @dataclass(kw_only=True)
 class BertConfig(ModelConfig):
     """Fields and defaults of a BERT `config.json`; sizes in channels, tokens or rows."""
 
+    model_type: ClassVar[str] = "bert"
+
     vocab_size: int = 30522
     hidden_size: int = 768
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
     intermediate_size: int = 3072
-    hidden_act: Literal["gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish", "tanh"] = "gelu"
+    hidden_act: str = "gelu"
     hidden_dropout_prob: float = 0.1
     attention_probs_dropout_prob: float = 0.1
     max_position_embeddings: int = 512
     type_vocab_size: int = 2
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-12
+    classifier_dropout: float | None = None
+    pad_token_id: int | None = 0
     position_embedding_type: Literal["absolute"] = "absolute"
     is_decoder: Literal[False] = False
 
     def check(self, source: str) -> None:
         """Raise ConfigError where the heads do not divide the hidden size, or there is no token type."""
+        check_activation(source, "hidden_act", self.hidden_act)
         if self.type_vocab_size < 1:
             raise ConfigError(f"{source}: type_vocab_size: expected at least 1, got {self.type_vocab_size}")
         if self.hidden_size % self.num_attention_heads:
@@ -83,9 +103,22 @@ class BertEmbeddings(Block):
             eps=config.layer_norm_eps,
         )
 
-    def forward(self, batch: PackedBatch) -> Tensor:
+    def forward(self, batch: PackedBatch, inputs_embeds: Tensor | None = None) -> Tensor:
         """`[tokens, hidden]`, the input of the first layer."""
-        x = self.embed(batch.input_ids, batch.position_ids, batch.token_type_ids)
+        if inputs_embeds is None:
+            x = self.embed(batch.input_ids, batch.position_ids, batch.token_type_ids)
+        else:
+            x = embed(
+                torch.arange(len(inputs_embeds), device=inputs_embeds.device),
+                batch.position_ids,
+                batch.token_type_ids,
+                inputs_embeds,
+                self.position_embeddings.weight,
+                self.token_type_embeddings.weight,
+                self.LayerNorm.weight,
+                self.LayerNorm.bias,
+                eps=self.LayerNorm.eps,
+            )
         return F.dropout(x, self.dropout) if self.training and self.dropout else x
 
 
@@ -98,16 +131,16 @@ class BertLayer(nn.Module):
         eps, dropout = config.layer_norm_eps, config.hidden_dropout_prob
         self.attention = nn.ModuleDict(
             {
-                "self": SelfAttention(hidden, config.num_attention_heads),
+                "self": SelfAttention(hidden, config.num_attention_heads, config.attention_probs_dropout_prob),
                 "output": Projection(hidden, hidden, eps, dropout),
             }
         )
         self.intermediate = FeedForward(hidden, inner, ACTIVATIONS[config.hidden_act])
         self.output = Projection(inner, hidden, eps, dropout)
 
-    def forward(self, x: Tensor, batch: PackedBatch) -> Tensor:
+    def forward(self, x: Tensor, batch: PackedBatch, record: Record | None = None) -> Tensor:
         """`[tokens, hidden]` to `[tokens, hidden]`."""
-        x = self.attention["output"](self.attention["self"](x, batch), x)
+        x = self.attention["output"](self.attention["self"](x, batch, record), x)
         return self.output(self.intermediate(x), x)
 
 
@@ -118,37 +151,86 @@ class BertEncoder(nn.Module):
         super().__init__()
         self.layer = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
 
-    def forward(self, x: Tensor, batch: PackedBatch) -> Tensor:
+    def forward(self, x: Tensor, batch: PackedBatch, record: Record | None = None) -> Tensor:
         """`[tokens, hidden]` to `[tokens, hidden]`."""
         for layer in self.layer:
-            x = layer(x, batch)
+            if record is not None:
+                record.hidden_state(x)
+            x = layer(x, batch, record)
+        if record is not None:
+            record.hidden_state(x)
         return x
 
 
-class BertModel(Block):
-    """The encoder without pooler or heads.
+class BertFamily(PreTrainedModel):
+    """What all BERT classes share."""
 
-    Args:
-        config: a BertConfig; parameters are uninitialised until a checkpoint or `initialise` fills them.
-    """
-
-    config_class: ClassVar[type[BertConfig]] = BertConfig
-    name_rules: ClassVar[NameRules] = NameRules(
+    config_class = BertConfig
+    base_model_prefix = "bert"
+    name_rules = NameRules(
         prefixes=("bert.", "model."),
         renames=((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")),
-        ignored=(r"embeddings\.position_ids$", r"pooler\.", r"cls\."),
+        ignored=(r"embeddings\.position_ids$", r"^(pooler|cls|classifier|qa_outputs)\."),
     )
 
-    def __init__(self, config: BertConfig) -> None:
-        super().__init__()
-        self.config = config
+
+class BertModel(BertFamily, BareModel):
+    """The encoder, with the pooler of BERT's pre-training unless `add_pooling_layer` is false."""
+
+    def __init__(self, config: BertConfig, add_pooling_layer: bool = True) -> None:
+        super().__init__(config)
         self.embeddings = BertEmbeddings(config)
         self.encoder = BertEncoder(config)
+        self.pooler = Pooler(config.hidden_size) if add_pooling_layer else None
 
-    def forward(self, batch: PackedBatch) -> Tensor:
-        """The last hidden state, `[tokens, hidden_size]`, in the parameters' dtype.
+    @classmethod
+    def without_pooler(cls, config: Any) -> Self:
+        """The encoder alone."""
+        return cls(config, add_pooling_layer=False)
 
-        Args:
-            batch: token ids below `vocab_size`, texts of at most `max_position_embeddings` tokens.
-        """
-        return self.encoder(self.embeddings(batch), batch)
+    @property
+    def word_embeddings(self) -> nn.Embedding:
+        """`[vocab, hidden]`."""
+        return self.embeddings.word_embeddings
+
+    def run(self, batch: PackedBatch, inputs_embeds: Tensor | None = None, record: Record | None = None) -> Tensor:
+        """The last hidden state, `[tokens, hidden]`; `inputs_embeds` are `[tokens, hidden]`."""
+        return self.encoder(self.embeddings(batch, inputs_embeds), batch, record)
+
+
+class BertTask(BertFamily, TaskModel):
+    """What all BERT classes with a head share."""
+
+    base_class = BertModel
+
+
+class BertForPreTraining(BertTask, ClsForPreTraining):
+    """BERT with both heads of its pre-training."""
+
+
+class BertForMaskedLM(BertTask, ClsForMaskedLM):
+    """BERT that fills in masked tokens."""
+
+
+class BertForNextSentencePrediction(BertTask, ClsForNextSentencePrediction):
+    """BERT that tells whether one text follows another."""
+
+
+class BertForSequenceClassification(BertTask, ForSequenceClassification):
+    """BERT with a classifier of texts."""
+
+
+class BertForMultipleChoice(BertTask, ForMultipleChoice):
+    """BERT that chooses between texts."""
+
+
+class BertForTokenClassification(BertTask, ForTokenClassification):
+    """BERT with a classifier of tokens."""
+
+
+class BertForQuestionAnswering(BertTask, ForQuestionAnswering):
+    """BERT that finds an answer's first and last token."""
+
+    def span_features(self, hidden: Tensor) -> Tensor:
+        """No dropout in front of this layer."""
+        return hidden

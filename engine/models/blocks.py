@@ -11,10 +11,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..batch import PackedBatch
+from ..ops.attention import attention_with_weights
 from ..ops.bind import BoundOp, Source, share_storage
 from .parameters import LayerNorm, Linear
+from .record import Record
 
-__all__ = ["Block", "FeedForward", "Projection", "SelfAttention", "linear_op", "norm_op"]
+__all__ = [
+    "Block",
+    "Dense",
+    "FeedForward",
+    "Projection",
+    "SelfAttention",
+    "attend",
+    "attention_op",
+    "linear_op",
+    "norm_op",
+    "rms_norm_op",
+]
 
 
 class Block(nn.Module):
@@ -57,12 +70,13 @@ class Block(nn.Module):
         return self
 
 
-def linear_op(*layers: nn.Linear, epilogue: str = "none") -> BoundOp:
+def linear_op(*layers: nn.Linear, epilogue: str = "none", gated: bool = False) -> BoundOp:
     """The `linear` op on one layer, or on several at once whose outputs lie side by side."""
     weights = tuple(Source(layer, "weight") for layer in layers)
     biases = tuple(Source(layer, "bias") for layer in layers)
-    facts = {"hidden": sum(layer.out_features for layer in layers), "epilogue": epilogue}
-    return BoundOp("linear", weights, biases, facts=facts, epilogue=epilogue)
+    facts = {"hidden": sum(layer.out_features for layer in layers), "epilogue": epilogue, "gated": gated}
+    options = {"epilogue": epilogue, "gated": True} if gated else {"epilogue": epilogue}
+    return BoundOp("linear", weights, biases, facts=facts, **options)
 
 
 def norm_op(layer: nn.LayerNorm) -> BoundOp:
@@ -71,28 +85,87 @@ def norm_op(layer: nn.LayerNorm) -> BoundOp:
     return BoundOp("norm", Source(layer, "weight"), Source(layer, "bias"), facts=facts, eps=layer.eps)
 
 
+def rms_norm_op(layer: nn.Module, hidden_size: int, eps: float) -> BoundOp:
+    """The `rms_norm` op with the `weight` of a layer."""
+    return BoundOp("rms_norm", Source(layer, "weight"), facts={"hidden": hidden_size}, eps=eps)
+
+
+def attention_op(head_dim: int, *, window: tuple[int, int] = (-1, -1), bias: str = "none", **options: Any) -> BoundOp:
+    """The `attention` op of texts to themselves; options as in `engine/ops/attention.py`."""
+    kind = "full" if window == (-1, -1) else "sliding"
+    if kind == "sliding":
+        options["window"] = window
+    return BoundOp("attention", facts={"head_dim": head_dim, "window": kind, "bias": bias}, **options)
+
+
+def attend(
+    op: BoundOp,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    batch: PackedBatch,
+    record: Record | None = None,
+    *,
+    dropout: float = 0.0,
+    **options: Any,
+) -> Tensor:
+    """Attention through its op, or through eager where its weights are to be kept or dropped out.
+
+    Args:
+        op: from `attention_op`.
+        q: `[tokens, heads, head_dim]`, as are k and v.
+        batch: where the texts begin and end.
+        record: may ask for the weights.
+        dropout: of the weights; callers pass 0 when they do not train.
+        options: of this call, such as `position_bias`.
+
+    Returns:
+        `[tokens, heads * head_dim]`.
+    """
+    if dropout or (record is not None and record.wants_attentions):
+        out, weights = attention_with_weights(
+            q, k, v, batch.cu_seqlens, batch.max_seqlen, dropout=dropout, **op.options, **options
+        )
+        if record is not None and record.wants_attentions:
+            record.attentions.append(weights)
+        return out.flatten(1)
+    return op(q, k, v, batch.cu_seqlens, batch.max_seqlen, **options).flatten(1)
+
+
+class Dense(Linear, Block):
+    """A stock linear layer, with an activation behind it, that computes through the `linear` op."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, *, activation: str = "none") -> None:
+        super().__init__(in_features, out_features, bias)
+        self.op = linear_op(self, epilogue=activation)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """`[tokens, in_features]` to `[tokens, out_features]`."""
+        return self.op(input)
+
+
 class SelfAttention(Block):
     """Full self-attention of every text to itself: one GEMM for Q, K and V, then varlen attention.
 
     Parameters (`query`, `key`, `value`) keep their names and are views of one buffer.
     """
 
-    def __init__(self, hidden_size: int, heads: int) -> None:
+    def __init__(self, hidden_size: int, heads: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.heads = heads
         self.head_dim = hidden_size // heads
+        self.dropout = dropout
         self.query = Linear(hidden_size, hidden_size)
         self.key = Linear(hidden_size, hidden_size)
         self.value = Linear(hidden_size, hidden_size)
         self._share()
         self.qkv = linear_op(self.query, self.key, self.value)
-        facts = {"head_dim": self.head_dim, "window": "full", "bias": "none"}
-        self.attend = BoundOp("attention", facts=facts)
+        self.attention = attention_op(self.head_dim)
 
-    def forward(self, x: Tensor, batch: PackedBatch) -> Tensor:
+    def forward(self, x: Tensor, batch: PackedBatch, record: Record | None = None) -> Tensor:
         """`[tokens, hidden]` to `[tokens, hidden]`, before the output projection."""
         q, k, v = self.qkv(x).view(-1, 3, self.heads, self.head_dim).unbind(1)
-        return self.attend(q, k, v, batch.cu_seqlens, batch.max_seqlen).flatten(1)
+        return attend(self.attention, q, k, v, batch, record, dropout=self.dropout if self.training else 0.0)
 
     def _share(self) -> None:
         layers = (self.query, self.key, self.value)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from ..batch import PackedBatch
 from ..errors import InputError
 
-__all__ = ["Layout", "PackedInputs", "pack_padded"]
+__all__ = ["Layout", "PackedInputs", "pack_padded", "rows_of"]
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,12 @@ class Layout:
         shape: the caller's `(batch, sequence)`, or None where the caller works on packed tokens.
         slots: int64 `[tokens]`, each token's place in the flattened `[batch * sequence]`; None where every place holds
             one, in order.
+        choices: texts that belong to one question, where inputs came as `[batch, choices, sequence]`.
     """
 
     shape: tuple[int, int] | None = None
     slots: Tensor | None = None
+    choices: int | None = None
 
     def unpack(self, x: Tensor, fill: float = 0.0) -> Tensor:
         """`[tokens, …]` to `[batch, sequence, …]`, `fill` where there is no token."""
@@ -137,6 +139,15 @@ def pack_padded(
     )
     embeds = None if inputs_embeds is None else layout.pack(inputs_embeds, "inputs_embeds")
     return PackedInputs(batch, embeds, layout)
+
+
+def rows_of(batch: PackedBatch) -> Layout:
+    """The layout of one text a row, padded on the right."""
+    count = len(batch)
+    starts = torch.repeat_interleave(batch.cu_seqlens[:-1], batch.cu_seqlens.diff())
+    within = torch.arange(batch.tokens, device=starts.device) - starts
+    text = torch.repeat_interleave(torch.arange(count, device=starts.device), batch.cu_seqlens.diff())
+    return Layout((count, batch.max_seqlen), text * batch.max_seqlen + within)
 
 
 def _present(mask: Tensor | None, shape: tuple[int, int], device: torch.device) -> Tensor:

@@ -84,16 +84,13 @@ class Rope:
     values: Mapping[str, Any]
 
     @classmethod
-    def from_parameters(
-        cls, raw: Mapping[str, Any], *, head_dim: int, max_positions: int, theta: float, source: str
-    ) -> Self:
+    def from_parameters(cls, raw: Mapping[str, Any], *, head_dim: int, max_positions: int, source: str) -> Self:
         """Check the entry of one kind of layer in `rope_parameters`.
 
         Args:
             raw: the entry; null counts as absent. `type` is the older spelling of `rope_type`.
             head_dim: channels of an attention head.
             max_positions: `max_position_embeddings`; stands in for `original_max_position_embeddings`.
-            theta: `rope_theta` where the entry has none.
             source: file and field, for messages.
 
         Raises:
@@ -110,7 +107,9 @@ class Rope:
             given.setdefault(_LENGTH, max_positions)
         for name, value in given.items():
             _check_value(name, value, head_dim // 2, f"{source}: {name}")
-        theta = given.pop("rope_theta", theta)
+        if "rope_theta" not in given:
+            raise ConfigError(f"{source}: rope_theta: missing")
+        theta = given.pop("rope_theta")
         values = {name: value for name, value in given.items() if name in _USED[rope_type]}
         _check_together(rope_type, head_dim, theta, values, given, source)
         return cls(rope_type, head_dim, max_positions, theta, values)

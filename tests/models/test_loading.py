@@ -211,7 +211,7 @@ def test_the_one_task_and_every_backend_of_a_cpu(folder: Path) -> None:
         encoder = load(folder, backend=backend)
         np.testing.assert_allclose(encoder.encode("moon"), expected, rtol=0, atol=1e-5)
         used = {line.split()[-4] for line in encoder.explain().splitlines()[1:] if line.split()[0] == "attention"}
-        assert encoder.model.encoder.layer[0].attention["self"].attend.resolution.impl.name == backend, used
+        assert encoder.model.encoder.layer[0].attention["self"].attention.resolution.impl.name == backend, used
 
 
 def test_options_are_checked_before_the_folder_is_read(tmp_path: Path) -> None:

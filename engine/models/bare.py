@@ -1,0 +1,213 @@
+"""The bare encoder of a family, and the way of a call through it: packed on entry, run, unpacked on exit."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..batch import PackedBatch
+from ..errors import InputError, OptionError
+from ..outputs import BaseModelOutputWithPooling, ModelOutput
+from .padding import Layout, PackedInputs, pack_padded
+from .pretrained import PreTrainedModel
+from .record import Record
+
+__all__ = ["BareModel", "Encoded", "EncoderModel"]
+
+Output = TypeVar("Output", bound=ModelOutput)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Texts that went through a bare model.
+
+    Attributes:
+        hidden: the last hidden state, `[tokens, hidden]`.
+        batch: where the texts begin and end.
+        layout: the way back to the caller's tensors.
+        record: hidden states and attentions, where asked for.
+        as_tuple: the caller wants tuples.
+    """
+
+    hidden: Tensor
+    batch: PackedBatch
+    layout: Layout
+    record: Record
+    as_tuple: bool
+
+    def first_tokens(self) -> Tensor:
+        """`[texts, hidden]`, the first token of every text; zeros for an empty one."""
+        if not len(self.hidden):
+            return self.hidden.new_zeros(len(self.batch), self.hidden.shape[1])
+        starts = self.batch.cu_seqlens[:-1].long().clamp(max=len(self.hidden) - 1)
+        empty = self.batch.cu_seqlens.diff() == 0
+        return self.hidden[starts].masked_fill(empty[:, None], 0.0)
+
+    def mean_tokens(self) -> Tensor:
+        """`[texts, hidden]`, the mean over the tokens of every text; zeros for an empty one."""
+        lengths = self.batch.cu_seqlens.diff()
+        texts = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
+        wide = self.hidden.to(torch.promote_types(self.hidden.dtype, torch.float32))
+        sums = wide.new_zeros(len(lengths), wide.shape[1]).index_add(0, texts, wide)
+        return (sums / lengths.clamp(min=1)[:, None]).to(self.hidden.dtype)
+
+    def leave(self, output: Output) -> Output | tuple[Any, ...]:
+        """The output with what was recorded, in the form the caller asked for."""
+        for name, value in self.record.outputs(self.layout).items():
+            setattr(output, name, value)
+        return output.to_tuple() if self.as_tuple else output
+
+
+class EncoderModel(PreTrainedModel):
+    """A model that encodes texts: the bare one, or one with a head."""
+
+    unused_arguments: ClassVar[frozenset[str]] = frozenset()
+    """Arguments of `forward` that older code passes and that mean nothing here."""
+
+    def encode_inputs(
+        self,
+        input_ids: Tensor | PackedBatch | None,
+        attention_mask: Tensor | None,
+        token_type_ids: Tensor | None,
+        position_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        output_attentions: bool | None,
+        output_hidden_states: bool | None,
+        return_dict: bool | None,
+        others: dict[str, Any],
+    ) -> Encoded:
+        """Pack what `forward` was given, and run the bare model on it.
+
+        Raises:
+            InputError: shapes that do not fit, ids outside the vocabulary, or a text that is too long.
+            OptionError: an argument of `others` that this model does not know.
+        """
+        for name, value in others.items():
+            if name not in self.unused_arguments and value not in (None, False):
+                raise OptionError(f"{type(self).__name__}: unknown argument {name}")
+        inputs = self._pack(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        self.base_model.check_inputs(inputs)
+        config = self.config
+        record = Record(
+            wants_hidden_states=config.output_hidden_states if output_hidden_states is None else output_hidden_states,
+            wants_attentions=config.output_attentions if output_attentions is None else output_attentions,
+        )
+        hidden = self.base_model.run(inputs.batch, inputs.inputs_embeds, record)
+        as_tuple = not (config.return_dict if return_dict is None else return_dict)
+        return Encoded(hidden, inputs.batch, inputs.layout, record, as_tuple)
+
+    def _pack(
+        self,
+        input_ids: Tensor | PackedBatch | None,
+        attention_mask: Tensor | None,
+        token_type_ids: Tensor | None,
+        position_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+    ) -> PackedInputs:
+        if isinstance(input_ids, PackedBatch):
+            beside = (attention_mask, token_type_ids, position_ids, inputs_embeds)
+            if any(value is not None for value in beside):
+                raise InputError("a PackedBatch holds all inputs, expected no other beside it")
+            return PackedInputs(input_ids, None, Layout())
+        return pack_padded(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+
+
+class BareModel(EncoderModel):
+    """The encoder of a family without a task head.
+
+    A family defines `run`, `word_embeddings`, and `longest` where it has a table of positions.
+    """
+
+    @classmethod
+    def without_pooler(cls, config: Any) -> Self:
+        """The bare model for those who pool themselves."""
+        return cls(config)
+
+    @property
+    @abstractmethod
+    def word_embeddings(self) -> nn.Embedding:
+        """The table of the vocabulary."""
+
+    @property
+    def longest(self) -> int | None:
+        """Most tokens of a text; None where nothing limits them."""
+        return self.config.max_position_embeddings
+
+    @abstractmethod
+    def run(self, batch: PackedBatch, inputs_embeds: Tensor | None = None, record: Record | None = None) -> Tensor:
+        """The last hidden state, `[tokens, hidden]`, of packed texts: what everything else is wrapped around.
+
+        Args:
+            batch: token ids below `vocab_size`, texts of at most `longest` tokens; trusted.
+            inputs_embeds: `[tokens, width]` in place of the word embeddings.
+            record: what to keep on the way.
+        """
+
+    def forward(
+        self,
+        input_ids: Tensor | PackedBatch | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        *,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **others: Any,
+    ) -> BaseModelOutputWithPooling | tuple[Any, ...]:
+        """Encode a batch.
+
+        Args:
+            input_ids: int64 `[batch, sequence]`, or a PackedBatch that holds everything.
+            attention_mask: `[batch, sequence]`, zero where there is no token, on whichever side.
+            token_type_ids: int64 `[batch, sequence]`; None is type 0. Families without types leave them out.
+            position_ids: int64 `[batch, sequence]`; None counts the tokens of each text from 0.
+            inputs_embeds: `[batch, sequence, width]` in place of `input_ids`.
+            output_attentions: keep the softmax weights; eager then serves the attention.
+            output_hidden_states: keep the hidden states.
+            return_dict: False returns a tuple.
+            others: arguments of older versions, accepted where they are None or mean nothing here.
+
+        Returns:
+            `last_hidden_state [batch, sequence, hidden]`, zeros at padding, and `pooler_output [batch, hidden]` where
+            there is a pooler; for a PackedBatch `[tokens, hidden]` and `[texts, hidden]`.
+
+        Raises:
+            InputError: shapes that do not fit, ids outside the vocabulary, or a text that is too long.
+        """
+        encoded = self.encode_inputs(
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds,
+            output_attentions, output_hidden_states, return_dict, others,
+        )  # fmt: skip
+        pooler = getattr(self, "pooler", None)
+        pooled = None if pooler is None else pooler(encoded.first_tokens())
+        hidden = encoded.layout.unpack(encoded.hidden)
+        return encoded.leave(BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled))
+
+    def check_inputs(self, inputs: PackedInputs) -> None:
+        """Refuse what would read outside a table.
+
+        Raises:
+            InputError: naming the text or the value.
+        """
+        batch = inputs.batch
+        if self.longest is not None and batch.max_seqlen > self.longest:
+            row = int(batch.lengths.argmax())
+            raise InputError(f"text {row}: {batch.max_seqlen} tokens, the model takes at most {self.longest}")
+        if inputs.layout.shape is None or not batch.tokens:
+            return  # our own packing is trusted: nothing in that path may wait for the device
+        limits = {"input_ids": (batch.input_ids, self.config.vocab_size)}
+        if batch.token_type_ids is not None and getattr(self.config, "type_vocab_size", None):
+            limits["token_type_ids"] = (batch.token_type_ids, self.config.type_vocab_size)
+        if self.longest is not None:
+            limits["position_ids"] = (batch.position_ids, self.longest)
+        for name, (values, limit) in limits.items():
+            lowest, highest = (int(value) for value in torch.aminmax(values))
+            if lowest < 0 or highest >= limit:
+                found = lowest if lowest < 0 else highest
+                raise InputError(f"{name}: expected 0 to {limit - 1}, got {found}")

@@ -1,0 +1,242 @@
+"""What every model class shares: built from a configuration, loaded from a folder, saved to one."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import nn
+
+from ..config import CONFIG_NAME, ModelConfig, model_type
+from ..errors import ConfigError, OptionError
+from ..hub import resolve_folder
+from ..precision import resolve_checkpoint_dtype, resolve_device
+from ..weights import NameRules, load_weights
+from ..weights_writer import save_weights
+from .blocks import Block
+from .parameters import initialise
+
+__all__ = ["PreTrainedModel", "parameters_left_empty"]
+
+LARGEST_SHARD = 5_000_000_000
+"""Bytes of one weights file; what the hub recommends."""
+
+logger = logging.getLogger(__name__)
+
+
+class _Construction(threading.local):
+    """How deep this thread is inside constructors of models, and whether their parameters are to stay as they are."""
+
+    depth = 0
+    empty = False
+
+
+_construction = _Construction()
+
+
+@contextmanager
+def parameters_left_empty() -> Iterator[None]:
+    """Models built inside leave their parameters unfilled: a checkpoint is about to be read into them."""
+    before, _construction.empty = _construction.empty, True
+    try:
+        yield
+    finally:
+        _construction.empty = before
+
+
+class _ModelType(type):
+    """Calling a model class builds the whole model, then ties, fills and binds it once, whatever it is nested in."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        _construction.depth += 1
+        try:
+            model = super().__call__(*args, **kwargs)
+        finally:
+            _construction.depth -= 1
+        if _construction.depth == 0:
+            model.tie_weights()
+            if not _construction.empty:
+                model.initialise()
+            model.bind()
+        return model
+
+
+class PreTrainedModel(Block, metaclass=_ModelType):
+    """Base of every model class.
+
+    A class defines:
+        config_class: the configuration it is built from.
+        base_model_prefix: attribute that holds the bare model inside a class with a head; also the names' prefix.
+        name_rules: from a checkpoint's names to the parameters' names.
+        tied: name -> name of the parameter it is, where the configuration ties word embeddings.
+        refused_dtypes: dtype -> why this family cannot compute in it.
+    """
+
+    config_class: ClassVar[type[ModelConfig]]
+    base_model_prefix: ClassVar[str] = ""
+    name_rules: ClassVar[NameRules] = NameRules()
+    tied: ClassVar[Mapping[str, str]] = {}
+    refused_dtypes: ClassVar[Mapping[torch.dtype, str]] = {}
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        if not isinstance(config, self.config_class):
+            raise OptionError(
+                f"{type(self).__name__}: expected a {self.config_class.__name__}, got {type(config).__name__}"
+            )
+        self.config = config
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        config: Any = None,
+        dtype: str | torch.dtype = "auto",
+        torch_dtype: str | torch.dtype | None = None,
+        device: str | int | torch.device | None = None,
+        backend: str = "auto",
+        deterministic: bool = False,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        device_map: Any = None,
+        attn_implementation: str | None = None,
+        use_safetensors: bool | None = None,
+        **overrides: Any,
+    ) -> Self:
+        """Build the model that a folder describes and fill it with the folder's weights; in evaluation mode.
+
+        A task head or pooler that the checkpoint lacks as a whole is initialised, with a warning that names it.
+
+        Args:
+            path: a model folder, or an id such as "org/name"; see `engine/hub.py`.
+            config: used instead of the folder's `config.json`.
+            dtype: "auto" is the checkpoint's own; else "float32", "bfloat16", "float16", "float64" or a torch dtype.
+            torch_dtype: older spelling of `dtype`.
+            device: "auto", "cpu", "cuda", "cuda:N" or N, which is the CPU where there is no GPU; None is the CPU.
+            backend: "auto", or the name of a row of the dispatch table, which then serves or raises.
+            deterministic: only rows that promise the same bits for a text whatever its neighbours.
+            revision: branch, tag or commit on the hub.
+            local_files_only: never ask the hub.
+            device_map: "auto" means `device="auto"`; a device means that device.
+            attn_implementation: accepted, and ignored with one log line: the dispatch table decides.
+            use_safetensors: False allows pickled weights (`pytorch_model.bin`), read with torch's restricted unpickler.
+            overrides: fields of the configuration, such as `num_labels`.
+
+        Raises:
+            ModelNotFoundError, ConfigError, WeightsError: the folder; one line that names file and field.
+            OptionError: an argument is out of range, or an override is no field.
+            BackendError: `backend` or `deterministic` cannot be served.
+        """
+        if attn_implementation is not None:
+            logger.info("attn_implementation=%r is ignored: the dispatch table chooses", attn_implementation)
+        folder = resolve_folder(path)
+        if config is None:
+            config = cls._read_config(folder, overrides)
+        elif overrides:
+            raise OptionError(f"{', '.join(overrides)}: given beside config, expected one or the other")
+        target = resolve_device("cpu" if (wanted := device_map if device is None else device) is None else wanted)
+        precision = resolve_checkpoint_dtype(torch_dtype or dtype, config, cls.refused_dtypes, str(folder))
+        with parameters_left_empty():
+            model = cls(config)
+        report = load_weights(
+            model,
+            folder,
+            cls.name_rules,
+            dtype=precision,
+            device=target,
+            optional=model.optional_parts(),
+            tied=model.tie_table(),
+            pickled=use_safetensors is False,
+            progress=True,
+        )
+        for name in report.initialised:
+            model.initialise(model.get_submodule(name))
+            logger.warning(
+                "%s: no weights for %s, which %s needs: initialised at random; train it before use",
+                folder, name, cls.__name__,
+            )  # fmt: skip
+        return model.eval().bind(backend, deterministic)
+
+    def save_pretrained(self, folder: str | os.PathLike[str], *, max_shard_size: int = LARGEST_SHARD) -> None:
+        """Write `config.json` and safetensors files that this class and transformers' class of that name read.
+
+        Args:
+            folder: made where it is missing.
+            max_shard_size: bytes; larger models are cut into several files and an index.
+
+        Raises:
+            WeightsError: a file cannot be written.
+        """
+        self.config.extra = {
+            **self.config.extra,
+            "architectures": [type(self).__name__],
+            "dtype": str(self.dtype).removeprefix("torch."),
+        }
+        self.config.save_pretrained(folder)
+        save_weights(self, Path(folder), max_shard_size=max_shard_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the parameters."""
+        return next(self.parameters()).dtype
+
+    @property
+    def base_model(self) -> Any:
+        """The bare model inside a class with a head; the model itself where it has none."""
+        return getattr(self, self.base_model_prefix, self)
+
+    def num_parameters(self, only_trainable: bool = False) -> int:
+        """How many values the parameters hold; tied ones count once."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad or not only_trainable)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The word embeddings."""
+        return self.base_model.word_embeddings
+
+    def tie_table(self) -> dict[str, str]:
+        """Name -> name of the parameter that it is, in this model."""
+        return dict(self.tied) if self.config.tie_word_embeddings else {}
+
+    def tie_weights(self) -> None:
+        """Make every tied name the same parameter as its source."""
+        for name, source in self.tie_table().items():
+            owner, _, attribute = name.rpartition(".")
+            setattr(self.get_submodule(owner), attribute, self.get_parameter(source))
+
+    def optional_parts(self) -> tuple[str, ...]:
+        """Submodules that a checkpoint may lack as a whole: the head, and the pooler."""
+        base = self.base_model
+        inside = "" if base is self else f"{self.base_model_prefix}."
+        heads = [] if base is self else [name for name, _ in self.named_children() if name != self.base_model_prefix]
+        poolers = [f"{inside}pooler"] if getattr(base, "pooler", None) is not None else []
+        return (*heads, *poolers)
+
+    def initialise(self, part: nn.Module | None = None) -> None:
+        """Fill the parameters of the model, or of one part of it, by the rule of the configuration."""
+        initialise(self if part is None else part, self.config.initializer_range)
+
+    def _bind_own(self) -> None:
+        reason = self.refused_dtypes.get(self.dtype)
+        if reason is not None:
+            raise OptionError(f"{type(self).__name__}: {str(self.dtype).removeprefix('torch.')}: {reason}")
+        super()._bind_own()
+
+    @classmethod
+    def _read_config(cls, folder: Path, overrides: Mapping[str, Any]) -> Any:
+        found = model_type(folder)
+        if found != cls.config_class.model_type:
+            expected = cls.config_class.model_type
+            raise ConfigError(f"{folder / CONFIG_NAME}: model_type: {cls.__name__} expects {expected!r}, got {found!r}")
+        return cls.config_class.from_folder(folder, **overrides)
