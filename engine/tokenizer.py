@@ -7,26 +7,21 @@ the shared tokenizer untouched, texts of any size, lone surrogates, and typed er
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Encoding
+from tokenizers import Encoding, normalizers
 from tokenizers import Tokenizer as RustTokenizer
 
 from .batch import TokenizedTexts
 from .errors import InputError, OptionError, TokenizerError
 from .text_cut import TextCutter
-from .tokenizer_files import read_tokenizer
+from .tokenization.auto import tokenizer_of
+from .tokenization.surrogates import has_surrogate, without_surrogates
+from .tokenizer_files import one_line, read_tokenizer_folder
 
 __all__ = ["Tokenizer", "check_vocabulary"]
-
-SURROGATE_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
-SURROGATE = re.compile("[\ud800-\udfff]")
-
-# Characters looked at in one go for surrogates: bounds the memory, not the result.
-SURROGATE_STRETCH = 2**20
 
 # Each attempt on a long text takes this many times as much of it as the one before.
 GROWTH = 8
@@ -69,7 +64,8 @@ class Tokenizer:
         """Load the tokenizer of a model folder.
 
         Args:
-            folder: holds `tokenizer.json`, or else `vocab.txt` (WordPiece); `tokenizer_config.json` is followed.
+            folder: holds `tokenizer.json`, `vocab.txt` (WordPiece) or a sentencepiece `.model` (Unigram), read as
+                `AutoTokenizer` reads them.
             max_length: tokens kept per text, special tokens included; None keeps all.
             lowercase: lower-case texts before the tokenizer's own normalisation; sentence-transformers' do_lower_case.
 
@@ -77,8 +73,14 @@ class Tokenizer:
             TokenizerError: there is no tokenizer, or it cannot be read.
             OptionError: `max_length` leaves no room for the special tokens.
         """
-        files = read_tokenizer(folder, lowercase=lowercase)
-        return cls(files.rust, source=files.source, max_length=max_length, cut_from_left=files.cut_from_left)
+        files = read_tokenizer_folder(folder)
+        tokenizer = tokenizer_of(files)
+        rust = tokenizer.backend_tokenizer
+        if lowercase and not _lowercases(rust.normalizer):
+            own = [] if rust.normalizer is None else [rust.normalizer]
+            rust.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
+        source = files.serialised or files.vocabulary or files.sentencepiece or folder
+        return cls(rust, source=source, max_length=max_length, cut_from_left=tokenizer.truncation_side == "left")
 
     @property
     def max_length(self) -> int | None:
@@ -127,12 +129,12 @@ class Tokenizer:
                 return self._rust.encode_batch_fast(texts), np.zeros(len(texts), dtype=bool)
             except TypeError:
                 # A surrogate is the one thing in a str that the library refuses, and with it the whole batch.
-                repaired = np.fromiter(map(_has_surrogate, texts), dtype=bool, count=len(texts))
-                mended = map(_without_surrogates, texts)
+                repaired = np.fromiter(map(has_surrogate, texts), dtype=bool, count=len(texts))
+                mended = map(without_surrogates, texts)
                 return self._rust.encode_batch_fast(list(mended)), repaired
         except Exception as error:
             # The library raises plain Exception, such as for a character that it has no token for.
-            raise TokenizerError(f"{self.source}: tokenising failed ({_one_line(error)})") from None
+            raise TokenizerError(f"{self.source}: tokenising failed ({one_line(error)})") from None
 
     def _run_cut(self, texts: list[str], limit: int) -> tuple[list[Encoding], np.ndarray]:
         """Like `_run`, with at least `limit + 1` tokens of those texts that have as many, and not many more."""
@@ -153,7 +155,7 @@ class Tokenizer:
                 encodings[row] = encoding
             short = [row for row in short if len(encodings[row]) <= limit and len(texts[row]) > size]
         for row in long:
-            repaired[row] = _has_surrogate(texts[row])
+            repaired[row] = has_surrogate(texts[row])
         return encodings, repaired
 
     def _gather(self, encodings: list[Encoding], repaired: np.ndarray, limit: int | None) -> TokenizedTexts:
@@ -208,24 +210,11 @@ def _strings(texts: Sequence[str], prompt: str) -> list[str]:
     return [prompt + text for text in texts] if prompt else list(texts)
 
 
-def _has_surrogate(text: str) -> bool:
-    if text.isascii():
-        return False
-    for start in range(0, len(text), SURROGATE_STRETCH):
-        # Encoding is many times faster than a search.
-        try:
-            text[start : start + SURROGATE_STRETCH].encode()
-        except UnicodeEncodeError:
-            return True
-    return False
-
-
-def _without_surrogates(text: str) -> str:
-    """Pairs become the character they stand for, lone ones U+FFFD."""
-    if not _has_surrogate(text):
-        return text
-    joined = SURROGATE_PAIR.sub(lambda pair: pair[0].encode("utf-16", "surrogatepass").decode("utf-16"), text)
-    return SURROGATE.sub("\ufffd", joined)
+def _lowercases(normalizer: object) -> bool:
+    """Whether a Lowercase step is there already; BertNormalizer's own does not count, as in sentence-transformers."""
+    if isinstance(normalizer, normalizers.Sequence):
+        return any(isinstance(step, normalizers.Lowercase) for step in normalizer)
+    return isinstance(normalizer, normalizers.Lowercase)
 
 
 def _positions(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -233,7 +222,3 @@ def _positions(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     ends = np.cumsum(lengths, dtype=np.int64)
     everywhere = np.arange(ends[-1] if len(ends) else 0)
     return everywhere - np.repeat(ends - lengths, lengths), np.repeat(ends, lengths) - 1 - everywhere
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

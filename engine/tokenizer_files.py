@@ -1,166 +1,251 @@
-"""The tokenizer files of a model folder: `tokenizer.json`, or else `vocab.txt`, read as transformers reads them."""
+"""The tokenizer files of a model folder, read as transformers reads them: settings, added tokens, and where the
+vocabulary is. Nothing is built here."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers, processors
-from tokenizers.models import WordPiece
+from tokenizers import AddedToken, Tokenizer
 
 from .config import CONFIG_NAME, read_json
-from .errors import ConfigError, TokenizerError
+from .errors import ConfigError, OptionError, TokenizerError
 
-__all__ = ["TokenizerFiles", "read_tokenizer"]
+__all__ = [
+    "NAMED_TOKENS",
+    "SERIALISED_NAME",
+    "SETTINGS_NAME",
+    "TokenizerFolder",
+    "check_options",
+    "one_line",
+    "read_serialised",
+    "read_tokenizer_folder",
+    "read_vocabulary",
+]
 
-# For these transformers takes casing, accents and Chinese characters from tokenizer_config.json, whatever
-# tokenizer.json says.
-BERT_TOKENIZERS = {"BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "MobileBertTokenizer"}
-BERT_MODEL_TYPES = {"bert", "megatron-bert", "mobilebert", "distilbert", "electra"}
+SETTINGS_NAME = "tokenizer_config.json"
+SERIALISED_NAME = "tokenizer.json"
+VOCABULARY_NAME = "vocab.txt"
+SENTENCEPIECE_NAMES = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "spm.model")
+
+NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+"""Special tokens that have a name, in transformers' order."""
+
+# Where other files are is decided by their names in the folder: a path written into a settings file may lead anywhere.
+IGNORED_SETTINGS = {
+    *("tokenizer_class", "auto_map", "init_inputs", "name_or_path", "special_tokens_map_file", "tokenizer_file"),
+    *("vocab_file", "added_tokens_file", "processor_class", "backend", "is_local", "local_files_only", "files_loaded"),
+}
+
+SWITCHES = ("do_lower_case", "tokenize_chinese_chars", "clean_up_tokenization_spaces", "split_special_tokens")
+SIDES = ("padding_side", "truncation_side")
+MOST_EXTRA_IDS = 100_000
 
 
 @dataclass(frozen=True)
-class TokenizerFiles:
-    """A tokenizer as read from a folder.
+class TokenizerFolder:
+    """The tokenizer files of a folder.
 
     Attributes:
-        rust: the tokenizer.
-        source: the file that holds its vocabulary.
-        cut_from_left: texts that are too long lose their beginning instead of their end.
+        folder: the model folder.
+        settings: constructor options, special tokens included, from all settings files and the caller's own.
+        declared: the tokenizer class that the folder names, without "Fast"; None where it names none.
+        model_type: of `config.json`; None where there is none.
+        added: id -> token beyond the vocabulary's own; None where only `tokenizer.json` can tell.
+        serialised: `tokenizer.json`, where there is one.
+        vocabulary: `vocab.txt`, where there is one.
+        sentencepiece: the sentencepiece model, where there is one.
     """
 
-    rust: Tokenizer
-    source: Path
-    cut_from_left: bool
+    folder: Path
+    settings: dict[str, Any]
+    declared: str | None
+    model_type: str | None
+    added: dict[int, AddedToken] | None
+    serialised: Path | None
+    vocabulary: Path | None
+    sentencepiece: Path | None
+
+    @property
+    def added_source(self) -> Path:
+        """The file that `added` is from, for messages."""
+        settings = self.folder / SETTINGS_NAME
+        decoder = _optional_json(settings).get("added_tokens_decoder")
+        return settings if decoder is not None else self.folder / "added_tokens.json"
 
 
-def read_tokenizer(folder: Path, *, lowercase: bool = False) -> TokenizerFiles:
-    """Read the tokenizer of a model folder.
+def read_tokenizer_folder(folder: Path, options: Mapping[str, Any] | None = None) -> TokenizerFolder:
+    """Read the small tokenizer files of a model folder, and find the large ones.
 
     Args:
         folder: the model folder.
-        lowercase: lower-case texts before the tokenizer's own normalisation.
+        options: the caller's own settings, which win over those of the files.
 
     Raises:
-        TokenizerError: there is no tokenizer, or a file of it cannot be read.
+        TokenizerError: there is no vocabulary in the folder, or a settings file cannot be read.
     """
-    settings = _optional_json(folder / "tokenizer_config.json")
-    source = folder / "tokenizer.json"
-    if source.exists():
-        rust = _read_serialised(source)
-        if isinstance(rust.normalizer, normalizers.BertNormalizer) and _is_bert(settings, folder):
-            rust.normalizer = _bert_normalizer(settings, folder)
-    elif (source := folder / "vocab.txt").exists():
-        rust = _read_vocabulary(source, settings)
+    options = dict(options or {})
+    path = folder / SETTINGS_NAME
+    raw = _optional_json(path)
+    check_options(raw, str(path), TokenizerError)
+    settings = {name: value for name, value in raw.items() if name not in IGNORED_SETTINGS} | options
+    if "additional_special_tokens" in settings and not settings.get("extra_special_tokens"):
+        settings["extra_special_tokens"] = settings.pop("additional_special_tokens")
+    added: dict[int, AddedToken] | None = None
+    serialised = _existing(folder / SERIALISED_NAME)
+    if (decoder := settings.pop("added_tokens_decoder", None)) is not None:
+        added = _added_tokens(decoder, path)
     else:
-        raise TokenizerError(f"{folder}: holds no tokenizer; expected tokenizer.json or vocab.txt")
-    if lowercase and not _lowercases(rust.normalizer):
-        own = [] if rust.normalizer is None else [rust.normalizer]
-        rust.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
-    return TokenizerFiles(rust, source, settings.get("truncation_side", "right") == "left")
+        named = _optional_json(folder / "special_tokens_map.json")
+        check_options(named, str(folder / "special_tokens_map.json"), TokenizerError)
+        for name, value in named.items():
+            if not options.get(name):
+                settings["extra_special_tokens" if name == "additional_special_tokens" else name] = value
+        if serialised is None or (folder / "added_tokens.json").exists():
+            added = _older_added_tokens(folder / "added_tokens.json", settings)
+    return TokenizerFolder(
+        folder=folder,
+        settings={name: _token_of_object(value) for name, value in settings.items()},
+        declared=_name(raw.get("tokenizer_class")),
+        model_type=_name(_optional_json(folder / CONFIG_NAME).get("model_type")),
+        added=added,
+        serialised=serialised,
+        vocabulary=_existing(folder / VOCABULARY_NAME),
+        sentencepiece=_sentencepiece(folder),
+    )
 
 
-def _read_serialised(path: Path) -> Tokenizer:
+def read_serialised(path: Path) -> Tokenizer:
+    """Read a `tokenizer.json`.
+
+    Raises:
+        TokenizerError: naming the file, with the parser's message.
+    """
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:
         # The library raises plain Exception, with the parser's message.
-        raise TokenizerError(f"{path}: not a readable tokenizer ({_one_line(error)})") from None
+        raise TokenizerError(f"{path}: not a readable tokenizer ({one_line(error)})") from None
 
 
-def _read_vocabulary(path: Path, settings: dict[str, Any]) -> Tokenizer:
-    folder = path.parent
-    names = {**_optional_json(folder / "special_tokens_map.json"), **settings}
-    special = {
-        kind: _content(names.get(kind), default)
-        for kind, default in (
-            ("unk_token", "[UNK]"),
-            ("cls_token", "[CLS]"),
-            ("sep_token", "[SEP]"),
-            ("pad_token", "[PAD]"),
-            ("mask_token", "[MASK]"),
-        )
-    }
+def read_vocabulary(path: Path) -> dict[str, int]:
+    """Read a `vocab.txt`: one token a line, its id the number of the line.
+
+    Raises:
+        TokenizerError: the file cannot be read.
+    """
     try:
-        rust = Tokenizer(WordPiece.from_file(str(path), unk_token=special["unk_token"]))
-    except Exception as error:
-        raise TokenizerError(f"{path}: not a readable vocabulary ({_one_line(error)})") from None
-    for kind in ("unk_token", "cls_token", "sep_token"):
-        if rust.token_to_id(special[kind]) is None:
-            raise TokenizerError(f"{path}: {kind}: expected a line {special[kind]!r}, found none")
-    rust.normalizer = _bert_normalizer(settings, folder)
-    rust.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    rust.add_special_tokens([token for token in special.values() if rust.token_to_id(token) is not None])
-    _add_tokens(rust, settings, folder)
-    start, end = special["cls_token"], special["sep_token"]
-    rust.post_processor = processors.TemplateProcessing(
-        single=f"{start} $A {end}",
-        pair=f"{start} $A {end} $B:1 {end}:1",
-        special_tokens=[(token, rust.token_to_id(token)) for token in (start, end)],
-    )
-    return rust
+        with path.open(encoding="utf-8") as lines:
+            return {line.rstrip("\n"): index for index, line in enumerate(lines)}
+    except (OSError, UnicodeDecodeError) as error:
+        raise TokenizerError(f"{path}: not a readable vocabulary ({one_line(error)})") from None
 
 
-def _add_tokens(rust: Tokenizer, settings: dict[str, Any], folder: Path) -> None:
-    """Tokens beyond the vocabulary: `added_tokens_decoder` of the settings, or `added_tokens.json` in older folders."""
-    decoder = settings.get("added_tokens_decoder")
-    source = folder / ("tokenizer_config.json" if decoder else "added_tokens.json")
+def check_options(options: Mapping[str, Any], where: str, error: type[TokenizerError] | type[OptionError]) -> None:
+    """Check the types of tokenizer options that are known here.
+
+    Args:
+        options: from a file or a caller.
+        where: begins the message: a file, or the class that is being built.
+        error: raised for the first option that is wrong.
+    """
+
+    def refuse(name: str, expected: str) -> None:
+        raise error(f"{where}: {name}: expected {expected}, got {options[name]!r:.60}")
+
+    for name in set(SWITCHES) & options.keys():
+        if not isinstance(options[name], bool):
+            refuse(name, "true or false")
+    for name in set(SIDES) & options.keys():
+        if options[name] not in ("left", "right"):
+            refuse(name, "'left' or 'right'")
+    for name in set(NAMED_TOKENS) & options.keys():
+        if not isinstance(options[name], str | AddedToken | None) and not _is_token_object(options[name]):
+            refuse(name, "a token")
+    if not isinstance(options.get("strip_accents"), bool | None):
+        refuse("strip_accents", "true or false")
+    longest = options.get("model_max_length")
+    number = isinstance(longest, int | float) and not isinstance(longest, bool) and math.isfinite(longest)
+    if longest is not None and not (number and longest >= 0):
+        refuse("model_max_length", "a number of tokens")
+    extra = options.get("extra_ids", 0)
+    if not isinstance(extra, int) or isinstance(extra, bool) or not 0 <= extra <= MOST_EXTRA_IDS:
+        refuse("extra_ids", f"0 to {MOST_EXTRA_IDS:,}")
+    inputs = options.get("model_input_names", [])
+    if not isinstance(inputs, list | tuple) or not all(isinstance(name, str) for name in inputs):
+        refuse("model_input_names", "a list of names")
+    for name in {"extra_special_tokens", "additional_special_tokens"} & options.keys():
+        tokens = options[name]
+        entries = [] if tokens is None else list(tokens.values()) if isinstance(tokens, dict) else tokens
+        if not isinstance(entries, list | tuple) or not all(
+            isinstance(token, str | AddedToken) or _is_token_object(token) for token in entries
+        ):
+            refuse(name, "a list of tokens")
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error of the library, fit for one line."""
+    return " ".join(str(error).split())[:200]
+
+
+def _added_tokens(decoder: Any, path: Path) -> dict[int, AddedToken]:
     try:
-        if decoder:
-            tokens = {int(index): AddedToken(**_flags(entry)) for index, entry in decoder.items()}
-        else:
-            tokens = {int(index): AddedToken(content) for content, index in _optional_json(source).items()}
+        return {
+            int(index): token if isinstance(token, AddedToken) else AddedToken(**_flags(token))
+            for index, token in decoder.items()
+        }
     except (TypeError, ValueError, AttributeError, KeyError) as error:
-        raise TokenizerError(f"{source}: added tokens cannot be read ({_one_line(error)})") from None
-    for index in sorted(tokens):
-        token = tokens[index]
-        (rust.add_special_tokens if token.special else rust.add_tokens)([token])
-        found = rust.token_to_id(token.content)
-        if found != index:
-            raise TokenizerError(f"{source}: added token {token.content!r}: expected id {index}, got {found}")
+        raise TokenizerError(f"{path}: added tokens cannot be read ({one_line(error)})") from None
 
 
-def _flags(entry: dict[str, Any]) -> dict[str, Any]:
+def _older_added_tokens(path: Path, settings: Mapping[str, Any]) -> dict[int, AddedToken]:
+    special = {_text(settings[name]) for name in NAMED_TOKENS if settings.get(name)}
+    special.update(_text(token) for token in settings.get("extra_special_tokens") or ())
+    found = {}
+    for content, index in _optional_json(path).items():
+        if not isinstance(index, int) or isinstance(index, bool):
+            raise TokenizerError(f"{path}: {content!r:.60}: expected an id, got {index!r:.60}")
+        found[index] = AddedToken(content, normalized=content not in special, special=content in special)
+    return found
+
+
+def _flags(entry: Mapping[str, Any]) -> dict[str, Any]:
     names = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
     return {"content": entry["content"], **{name: entry[name] for name in names if name in entry}}
 
 
-def _is_bert(settings: dict[str, Any], folder: Path) -> bool:
-    name = settings.get("tokenizer_class")
-    if isinstance(name, str):
-        return name.removesuffix("Fast") in BERT_TOKENIZERS
-    return _optional_json(folder / CONFIG_NAME).get("model_type") in BERT_MODEL_TYPES
+def _is_token_object(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("content"), str)
 
 
-def _bert_normalizer(settings: dict[str, Any], folder: Path) -> normalizers.BertNormalizer:
-    def setting(key: str, default: bool | None) -> bool | None:
-        value = settings.get(key, default)
-        if value is not default and not isinstance(value, bool):
-            path = folder / "tokenizer_config.json"
-            raise TokenizerError(f"{path}: {key}: expected true or false, got {value!r:.60}")
-        return value
-
-    return normalizers.BertNormalizer(
-        clean_text=True,
-        handle_chinese_chars=bool(setting("tokenize_chinese_chars", True)),
-        strip_accents=setting("strip_accents", None),
-        lowercase=bool(setting("do_lower_case", True)),
-    )
+def _token_of_object(value: Any) -> Any:
+    """Older folders write tokens as objects with their flags."""
+    if _is_token_object(value):
+        return AddedToken(**{**_flags(value), "special": True})
+    if isinstance(value, list):
+        return [_token_of_object(item) for item in value]
+    return value
 
 
-def _lowercases(normalizer: object) -> bool:
-    """Whether a Lowercase step is there already; BertNormalizer's own does not count, as in sentence-transformers."""
-    if isinstance(normalizer, normalizers.Sequence):
-        return any(isinstance(step, normalizers.Lowercase) for step in normalizer)
-    return isinstance(normalizer, normalizers.Lowercase)
+def _text(token: Any) -> str:
+    return token["content"] if isinstance(token, dict) else str(getattr(token, "content", token))
 
 
-def _content(token: Any, default: str) -> str:
-    """A special token's text; older files hold an object with its flags."""
-    if isinstance(token, dict):
-        token = token.get("content")
-    return token if isinstance(token, str) and token else default
+def _name(value: Any) -> str | None:
+    return value.removesuffix("Fast") if isinstance(value, str) and value else None
+
+
+def _existing(path: Path) -> Path | None:
+    return path if path.exists() else None
+
+
+def _sentencepiece(folder: Path) -> Path | None:
+    known = [folder / name for name in SENTENCEPIECE_NAMES if (folder / name).is_file()]
+    found = known or sorted(path for path in folder.glob("*.model") if path.is_file())
+    return found[0] if found else None
 
 
 def _optional_json(path: Path) -> dict[str, Any]:
@@ -170,7 +255,3 @@ def _optional_json(path: Path) -> dict[str, Any]:
         return read_json(path, what="tokenizer settings")
     except ConfigError as error:
         raise TokenizerError(str(error)) from None
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

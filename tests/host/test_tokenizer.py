@@ -530,7 +530,9 @@ def unreadable(folder: Path) -> str:
 
 
 def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
-    assert unreadable(tmp_path) == f"{tmp_path}: holds no tokenizer; expected tokenizer.json or vocab.txt"
+    assert unreadable(tmp_path) == (
+        f"{tmp_path}: holds no tokenizer; expected tokenizer.json, vocab.txt or a sentencepiece .model"
+    )
 
 
 @pytest.mark.parametrize(
