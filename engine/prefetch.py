@@ -1,13 +1,17 @@
-"""One step ahead: the next items of an iterator are made by a thread while the caller works on the current one."""
+"""The threads behind an encode call: one that makes the next item ahead of time, and several that run batches."""
 
 from __future__ import annotations
 
+import os
+import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any, TypeVar
 
-__all__ = ["prefetch"]
+import torch
+
+__all__ = ["Workers", "prefetch"]
 
 T = TypeVar("T")
 _END = object()
@@ -29,3 +33,69 @@ def prefetch(items: Iterable[T], depth: int = 1) -> Iterator[T]:
         finally:
             for future in pending:
                 future.cancel()
+
+
+class Workers:
+    """Threads of one core each: as many as torch uses, started when first needed and ended when this is let go.
+
+    They are kept from call to call because oneDNN compiles a product once for each thread and each shape, and because
+    what a thread allocated is not all given back when it ends. Several callers may share them. A copy, and a process
+    forked or spawned from this one, start their own.
+    """
+
+    def __init__(self) -> None:
+        self._starting = threading.Lock()
+        self._executor: ThreadPoolExecutor | None = None
+        self._started_for: tuple[int, int] | None = None
+
+    def __reduce__(self) -> tuple[type[Workers], tuple[()]]:
+        return Workers, ()
+
+    def run(self, function: Callable[..., T], calls: Iterable[tuple[Any, ...]], likely_calls: int) -> Iterator[T]:
+        """`function(*call)` for each call, in order, a few of them ahead of the caller.
+
+        An error raised by a call is raised here, in its place. Leaving the loop early drops the calls not begun and
+        waits for the others. Where `likely_calls` would leave a thread idle, the caller's own thread makes all calls.
+        """
+        executor, count = self._serving(likely_calls)
+        if executor is None:
+            yield from (function(*call) for call in calls)
+            return
+        pending: deque[Future[T]] = deque()
+        try:
+            for call in calls:
+                pending.append(executor.submit(function, *call))
+                if len(pending) == 2 * count:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            wait([future for future in pending if not future.cancel()])
+
+    def _serving(self, calls: int) -> tuple[ThreadPoolExecutor | None, int]:
+        with self._starting:
+            count = torch.get_num_threads()
+            if count == 1 or calls < count:
+                return None, 1
+            if self._started_for != (os.getpid(), count):
+                # A caller that still runs on the former threads holds them; without one they end.
+                self._executor = _one_core_threads(count)
+                self._started_for = os.getpid(), count
+            return self._executor, count
+
+
+def _one_core_threads(count: int) -> ThreadPoolExecutor:
+    threads = torch.get_num_threads()
+    begun = threading.Barrier(count + 1)
+
+    def begin() -> None:
+        torch.set_num_threads(1)
+        begun.wait()
+
+    executor = ThreadPoolExecutor(count, "padless-run", begin)
+    for _ in range(count):
+        executor.submit(int)  # starts a thread, as those before it are not idle yet
+    begun.wait()
+    # A thread's own setting is also what threads started later begin with: put that back.
+    torch.set_num_threads(threads)
+    return executor

@@ -10,18 +10,15 @@ batch split over all cores, has them wait for each other some fifteen times a la
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .batch import PackedBatch, TokenizedTexts, pack, padded_tokens, plan_batches
-from .prefetch import prefetch
+from .prefetch import Workers, prefetch
 from .tokenizer import Tokenizer
 
 __all__ = ["EncodeStats", "EncodedBatch", "encode_stream"]
@@ -76,6 +73,7 @@ def encode_stream(
     tokenizer: Tokenizer,
     run: Callable[[PackedBatch], Tensor],
     *,
+    workers: Workers,
     prompt: str,
     device: torch.device,
     token_budget: int,
@@ -88,6 +86,7 @@ def encode_stream(
         texts: strings, in the caller's order.
         tokenizer: texts to ids.
         run: a packed batch on `device` to fp32 vectors `[texts, dimension]`; called from several threads at once.
+        workers: threads for the batches on a CPU.
         prompt: put before each text.
         device: where batches are packed to.
         token_budget: most tokens in a batch; a longer text gets a batch of its own.
@@ -116,40 +115,12 @@ def encode_stream(
                 for start in range(0, len(chosen), batch_size or len(chosen)):
                     yield rows, tokenised, chosen[start : start + (batch_size or len(chosen))]
 
-    likely_batches = characters.sum() // (CHARACTERS_PER_TOKEN * token_budget)
-    for encoded, seconds in _run_all(planned(), run_batch, _workers(device, int(likely_batches))):
+    likely_batches = int(characters.sum()) // (CHARACTERS_PER_TOKEN * token_budget)
+    # Another device runs one batch at a time; its host side is the caller's thread.
+    for encoded, seconds in workers.run(run_batch, planned(), likely_batches if device.type == "cpu" else 0):
         stats.compute_seconds += seconds
         yield encoded
     stats.padded_tokens += padded_tokens(lengths)
-
-
-def _workers(device: torch.device, batches: int) -> int:
-    threads = torch.get_num_threads()
-    return threads if device.type == "cpu" and batches >= threads else 1
-
-
-def _run_all(
-    calls: Iterator[tuple[Any, ...]], run: Callable[..., tuple[EncodedBatch, float]], workers: int
-) -> Iterator[tuple[EncodedBatch, float]]:
-    """`run(*call)` for each call, in order; by several threads with one core each where `workers` is above 1."""
-    if workers == 1:
-        yield from (run(*call) for call in calls)
-        return
-    threads = torch.get_num_threads()
-    with ThreadPoolExecutor(workers, "padless-run", torch.set_num_threads, (1,)) as executor:
-        pending: deque[Future[tuple[EncodedBatch, float]]] = deque()
-        try:
-            for call in calls:
-                pending.append(executor.submit(run, *call))
-                if len(pending) == 2 * workers:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
-            # A thread's own setting is also what threads started later begin with: put that back.
-            torch.set_num_threads(threads)
 
 
 def _characters(texts: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:

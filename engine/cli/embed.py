@@ -50,11 +50,17 @@ def embed(
     \b
         padless embed texts.parquet out/ --model path/to/model --id-column id
     """
-    # oneDNN and torch's layer above it each remember 1,024 products, one for every shape they have seen: hundreds of
-    # megabytes in a long job. A batch needs those of its own lengths again in every layer (at 32 entries attention was
-    # compiled anew all the time, 16% slower), but hardly those of earlier batches. Both are read at the first product.
-    for variable in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-        os.environ.setdefault(variable, "64")
+    # oneDNN and, in every thread, torch's layer above it each remember 1,024 products, one for every shape they have
+    # seen: hundreds of megabytes in a long job. A batch needs those of its own lengths again in every layer (at 32 of
+    # oneDNN's, attention was compiled anew all the time, 16% slower), but hardly those of earlier batches; the layer
+    # above spares only a look-up. Arrow's own allocator keeps three times the memory that reading takes. All three are
+    # read once, before the first use.
+    for variable, value in (
+        ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64"),
+        ("LRU_CACHE_CAPACITY", "16"),
+        ("ARROW_DEFAULT_MEMORY_POOL", "system"),
+    ):
+        os.environ.setdefault(variable, value)
     from ..jobs.embed import EmbedOptions, check_embed, embed_files
 
     # Before the model is loaded, which may take a while, and again with it.
