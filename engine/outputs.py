@@ -73,7 +73,7 @@ class ModelOutput:
 # Every class ends with what any model adds on request:
 #   hidden_states: the input of the first layer, then the output of every layer, `[batch, sequence, hidden]` each;
 #   attentions: softmax weights of every layer, `[batch, heads, sequence, sequence]`.
-# For a PackedBatch the axes `batch, sequence` are one axis `tokens`, except in `attentions`. With labels there is a loss.
+# For a PackedBatch the axes `batch, sequence` are one axis `tokens`, except in `attentions`. Labels bring a loss.
 
 
 @dataclass

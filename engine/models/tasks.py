@@ -10,6 +10,7 @@ labels are then packed as well.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -78,14 +79,9 @@ class TaskModel(EncoderModel):
         """`[texts, hidden]`, what the last layer sees of every text."""
         return self.base_model.pooler(encoded.first_tokens())
 
-    @abstractmethod
-    def answer(self, encoded: Encoded, **targets: Tensor | None) -> ModelOutput:
-        """Head and loss.
-
-        Args:
-            encoded: the texts.
-            targets: those of `targets` that were given, in the caller's layout.
-        """
+    answer: Callable[..., ModelOutput]
+    """`answer(encoded, **targets)`: head and loss; the targets are those of `targets` that were given, in the caller's
+    layout."""
 
     def forward(
         self,
