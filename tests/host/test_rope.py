@@ -64,9 +64,8 @@ IDS = [f"{index}-{item.get('rope_type', 'older')}" for index, item in enumerate(
 
 
 def ours(parameters: dict[str, Any], head_dim: int = 8, max_positions: int = MAX) -> Rope:
-    return Rope.from_parameters(
-        parameters, head_dim=head_dim, max_positions=max_positions, theta=10_000.0, source="config.json: rope"
-    )
+    parameters = {"rope_theta": 10_000.0, **parameters}
+    return Rope.from_parameters(parameters, head_dim=head_dim, max_positions=max_positions, source="config.json: rope")
 
 
 def theirs(parameters: dict[str, Any], length: int) -> tuple[Tensor, Tensor]:
@@ -221,6 +220,7 @@ HOSTILE: list[tuple[dict[str, Any], str]] = [
     ({"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5}, "partial_rotary_factor"),
     ({"rope_type": "default", "partial_rotary_factor": 0.5}, "partial_rotary_factor"),
     ({"rope_type": "proportional", "partial_rotary_factor": 1.5}, "partial_rotary_factor"),
+    ({"rope_theta": None}, "rope_theta: missing"),
     ({"rope_theta": 0.0}, "rope_theta"),
     ({"rope_theta": -1e4}, "rope_theta"),
     ({"rope_theta": 1e300}, "rope_theta"),
