@@ -1,4 +1,4 @@
-"""The task classes, once for all families: a bare model, a head on its tokens or its texts, a loss where there are labels.
+"""The task classes, once for all families: a bare model, a head on its tokens or its texts, and a loss.
 
 A family's class is one of these plus what its head looks like: `token_features` and `text_features` say what the last
 linear layer sees, and a family that has layers between the bare model and the classifier overrides them.

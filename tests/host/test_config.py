@@ -25,7 +25,7 @@ JSON = SCALARS | st.lists(SCALARS, max_size=3) | st.dictionaries(st.sampled_from
 class SmallConfig(ModelConfig):
     """Enough kinds of fields to try every rule."""
 
-    aliases: ClassVar[dict[str, str]] = {"n_layer": "num_hidden_layers"}
+    aliases: ClassVar[Mapping[str, str]] = {"n_layer": "num_hidden_layers"}
 
     vocab_size: int
     hidden_size: int
