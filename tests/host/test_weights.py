@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from padless.engine import weights
 from padless.engine.errors import WeightsError
-from padless.engine.weights import NameRules, load_weights
+from padless.engine.weights import LoadReport, NameRules, load_weights
 
 GAMMA_BETA = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"))
 
@@ -154,6 +155,222 @@ def test_of_tied_parameters_one_name_suffices(tmp_path: Path) -> None:
     model.get_submodule("decoder").register_parameter("weight", model.get_parameter("embed.weight"))
     load_weights(model, tmp_path, NameRules())
     assert model.get_parameter("decoder.weight").tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+BERT = NameRules(("bert.",), GAMMA_BETA, (r"^cls\.", r"^pooler\."))
+BODY = {"embeddings.word": (7, 4), "embeddings.LayerNorm.weight": (4,)}
+POOLER = {"pooler.dense.weight": (4, 4), "pooler.dense.bias": (4,)}
+HEAD = {"cls.transform.weight": (4, 4), "cls.bias": (7,)}
+
+
+def prefixed(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    return {f"bert.{name}": shape for name, shape in shapes.items()}
+
+
+def random_values(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(len(shapes))
+    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+
+def head_model() -> Tree:
+    """As a masked-LM class: the body behind a prefix, a pooler, a head whose decoder is the word embedding."""
+    model = Tree(prefixed(BODY) | prefixed(POOLER) | HEAD | {"cls.decoder.weight": (7, 4), "cls.decoder.bias": (7,)})
+    decoder = model.get_submodule("cls.decoder")
+    decoder.register_parameter("weight", model.get_parameter("bert.embeddings.word"))
+    decoder.register_parameter("bias", model.get_parameter("cls.bias"))
+    return model
+
+
+TIED = {"cls.decoder.weight": "bert.embeddings.word", "cls.decoder.bias": "cls.bias"}
+
+
+def test_a_bare_checkpoint_fits_a_class_with_a_head(tmp_path: Path) -> None:
+    values = random_values(BODY)
+    save(tmp_path, values)
+    model = head_model()
+    report = load_weights(model, tmp_path, BERT, optional=("cls", "bert.pooler", "classifier"), tied=TIED)
+    assert report == LoadReport(initialised=("cls", "bert.pooler"))
+    assert torch.equal(model.get_parameter("bert.embeddings.word"), values["embeddings.word"])
+    assert model.get_parameter("cls.decoder.weight") is model.get_parameter("bert.embeddings.word")
+    for left in ("cls.transform.weight", "cls.bias", "bert.pooler.dense.bias"):
+        assert model.get_parameter(left).isnan().all()
+
+
+def test_a_checkpoint_with_a_head_fits_the_bare_class(tmp_path: Path) -> None:
+    values = random_values(prefixed(BODY) | prefixed(POOLER) | HEAD)
+    save(tmp_path, values)
+    model = Tree(BODY)
+    report = load_weights(model, tmp_path, BERT)
+    assert report.initialised == ()
+    assert sorted(report.dropped) == sorted(name for name in values if "embeddings" not in name)
+    assert_equal(model, {name: values[f"bert.{name}"] for name in BODY})
+
+
+def test_old_names_fit_a_class_with_a_head(tmp_path: Path) -> None:
+    values = random_values({"embeddings.word": (7, 4), "embeddings.LayerNorm.gamma": (4,)})
+    save(tmp_path, values)
+    model = Tree(prefixed(BODY))
+    load_weights(model, tmp_path, BERT)
+    assert torch.equal(model.get_parameter("bert.embeddings.LayerNorm.weight"), values["embeddings.LayerNorm.gamma"])
+
+
+def test_both_a_name_and_its_prefixed_form(tmp_path: Path) -> None:
+    save(tmp_path, random_values(BODY | prefixed(BODY)))
+    message = refused(tmp_path, Tree(BODY), BERT)
+    assert "embeddings.word (as bert.embeddings.word and as embeddings.word)" in message
+
+
+@pytest.mark.parametrize(
+    ("left_out", "optional", "missing"),
+    [
+        (["cls.bias"], ("cls",), "missing: cls.bias"),
+        (["cls.bias", "cls.transform.weight"], ("bert.pooler",), "missing: cls.bias, cls.transform.weight"),
+        (["bert.pooler.dense.bias"], ("cls", "bert.pooler"), "missing: bert.pooler.dense.bias"),
+        (["bert.pooler.dense.bias", "bert.pooler.dense.weight"], ("bert.pool",), "missing: bert.pooler.dense.weight"),
+        (["bert.embeddings.word"], ("cls", "bert.pooler"), "missing: bert.embeddings.word"),
+    ],
+)
+def test_a_part_that_lacks_a_part_is_an_error(
+    tmp_path: Path, left_out: list[str], optional: tuple[str, ...], missing: str
+) -> None:
+    values = random_values(prefixed(BODY) | prefixed(POOLER) | HEAD)
+    save(tmp_path, {name: value for name, value in values.items() if name not in left_out})
+    with pytest.raises(WeightsError, match=missing):
+        load_weights(head_model(), tmp_path, BERT, optional=optional, tied=TIED)
+
+
+def test_of_nested_optional_parts_the_outer_is_reported(tmp_path: Path) -> None:
+    save(tmp_path, random_values(prefixed(BODY)))
+    report = load_weights(head_model(), tmp_path, BERT, optional=("cls.transform", "cls", "bert.pooler"), tied=TIED)
+    assert report.initialised == ("cls", "bert.pooler")
+
+
+@pytest.mark.parametrize("held", [["bert.embeddings.word"], ["cls.decoder.weight"], ["both"]])
+def test_a_tied_parameter_comes_under_any_of_its_names(tmp_path: Path, held: list[str]) -> None:
+    values = random_values(prefixed(BODY) | prefixed(POOLER) | HEAD)
+    expected = values["bert.embeddings.word"]
+    names = ["bert.embeddings.word", "cls.decoder.weight"] if held == ["both"] else held
+    del values["bert.embeddings.word"]
+    save(tmp_path, values | {name: expected.clone() for name in names})
+    model = head_model()
+    assert load_weights(model, tmp_path, BERT, tied=TIED) == LoadReport()
+    assert torch.equal(model.get_parameter("bert.embeddings.word"), expected)
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize("told", [False, True])
+def test_tied_names_with_different_values_are_ambiguous(tmp_path: Path, sharded: bool, told: bool) -> None:
+    values = random_values(prefixed(BODY) | prefixed(POOLER) | HEAD | {"cls.decoder.weight": (7, 4)})
+    values["cls.decoder.weight"] = values["bert.embeddings.word"].clone()
+    values["cls.decoder.weight"][6, 3] += 1
+    if sharded:
+        decoder = {"cls.decoder.weight": values.pop("cls.decoder.weight")}
+        save(tmp_path, values, "a.safetensors")
+        save(tmp_path, decoder, "b.safetensors")
+        weight_map = dict.fromkeys(values, "a.safetensors") | dict.fromkeys(decoder, "b.safetensors")
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    else:
+        save(tmp_path, values)
+    with pytest.raises(WeightsError) as error:
+        load_weights(head_model(), tmp_path, BERT, tied=TIED if told else None)
+    assert "'bert.embeddings.word'" in str(error.value)
+    assert "'cls.decoder.weight'" in str(error.value)
+    assert "their values differ" in str(error.value)
+
+
+def test_tied_names_in_two_dtypes_may_hold_the_same_values(tmp_path: Path) -> None:
+    words = torch.randn(7, 4).bfloat16()
+    save(tmp_path, {"embeddings.word": words, "decoder.weight": words.float()})
+    model = Tree({"embeddings.word": (7, 4)})
+    load_weights(model, tmp_path, NameRules(), tied={"decoder.weight": "embeddings.word"})
+    assert torch.equal(model.get_parameter("embeddings.word"), words.float())
+
+
+@pytest.mark.parametrize("other", ["shared.weight", "encoder.embed_tokens.weight", "lm_head.weight"])
+def test_only_the_table_says_what_an_absent_embedding_may_come_from(tmp_path: Path, other: str) -> None:
+    """mT5's layouts. Its output layer has values of its own, and is not taken for the embedding without being told."""
+    model = Tree({"shared.weight": (5, 2)})
+    save(tmp_path, {other: torch.ones(5, 2)})
+    tied = {"encoder.embed_tokens.weight": "shared.weight"}
+    rules = NameRules(ignored=(r"^lm_head\.",))
+    if other == "lm_head.weight":
+        with pytest.raises(WeightsError, match=r"missing: shared\.weight$"):
+            load_weights(model, tmp_path, rules, tied=tied)
+    else:
+        load_weights(model, tmp_path, rules, tied=tied)
+        assert model.get_parameter("shared.weight").eq(1).all()
+
+
+def test_a_table_that_does_not_fit_the_model_is_a_mistake_of_the_caller(tmp_path: Path) -> None:
+    save(tmp_path, small_values())
+    with pytest.raises(ValueError, match="two parameters of this model"):
+        load_weights(small(), tmp_path, NameRules(), tied={"dense.bias": "LayerNorm.weight"})
+    with pytest.raises(ValueError, match="which the model does not have"):
+        load_weights(small(), tmp_path, NameRules(), tied={"decoder.bias": "bias"})
+    with pytest.raises(ValueError, match=r"make the parameters 'dense\.bias' and 'dense\.weight' one"):
+        load_weights(
+            Tree({"dense.bias": (1,), "dense.weight": (1,)}), tmp_path, NameRules(renames=(("bias", "weight"),))
+        )
+
+
+def test_a_parameter_whose_values_do_not_lie_one_after_the_other(tmp_path: Path) -> None:
+    values = {"weight": torch.randn(3, 5)}
+    save(tmp_path, values)
+    model = nn.Module()
+    model.register_parameter("weight", nn.Parameter(torch.full((5, 3), torch.nan).t()))
+    load_weights(model, tmp_path, NameRules())
+    assert torch.equal(model.get_parameter("weight"), values["weight"])
+    assert model.get_parameter("weight").stride() == (1, 3)
+
+
+def test_a_tensor_of_many_pieces(tmp_path: Path) -> None:
+    values = {"weight": torch.randn(1_700, 1_001)}
+    path = save(tmp_path, values)
+    model = Tree({"weight": (1_700, 1_001)})
+    load_weights(model, tmp_path, NameRules())
+    assert_equal(model, values)
+    values["weight"].view(-1)[[0, 800_000, -1]] = torch.tensor([torch.nan, torch.inf, -torch.inf])
+    save(tmp_path, values)
+    assert refused(tmp_path, model).startswith(f"{path}: tensor 'weight': 3 of 1,701,700 values are NaN or infinite")
+
+
+@pytest.mark.parametrize(("asked", "least", "shown"), [(True, 0, True), (False, 0, False), (True, 10**6, False)])
+def test_progress_is_a_bar_on_stderr_where_it_is_asked_for_and_long(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    asked: bool,
+    least: int,
+    shown: bool,
+) -> None:
+    monkeypatch.setattr(weights, "LEAST_PROGRESS_BYTES", least)
+    save(tmp_path, small_values())
+    load_weights(small(), tmp_path, NameRules(), progress=asked)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert ("loading weights: 100%" in captured.err) == shown
+    assert ("92.0/92.0" in captured.err) == shown  # 23 values of 4 bytes
+
+
+def test_the_caches_own_links_between_blobs_are_followed(tmp_path: Path) -> None:
+    """huggingface_hub 2 links a repository's blob to one that the whole cache shares."""
+    repository, shared = tmp_path / "models--org--name", tmp_path / "blobs" / "53"
+    snapshot = repository / "snapshots" / "0123abcd"
+    for folder in (snapshot, repository / "blobs", shared):
+        folder.mkdir(parents=True)
+    save(shared, small_values(), "53aa51172d14")
+    (repository / "blobs" / "etag").symlink_to("../../blobs/53/53aa51172d14")
+    (snapshot / "model.safetensors").symlink_to("../../blobs/etag")
+    model = small()
+    load_weights(model, snapshot, NameRules())
+    assert_equal(model, small_values())
+
+
+def test_a_file_that_changes_between_its_header_and_its_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(tmp_path, small_values())
+    model = small()
+    monkeypatch.setattr(model, "to", lambda **_: path.write_bytes(path.read_bytes() + b" "))
+    assert refused(tmp_path, model) == f"{path}: changed while it was read"
 
 
 def test_integer_buffers_load_and_a_buffer_the_model_has_is_not_ignored(tmp_path: Path) -> None:
