@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from .batch import PackedBatch
-from .dispatch import explain
 from .errors import InputError, OptionError
+from .ops.bind import explain_ops
 from .pooling import SentenceHead
 from .prefetch import Workers
 from .stream import EncodeStats, encode_stream
@@ -68,7 +68,7 @@ class Encoder:
     def explain(self) -> str:
         """The dispatch table as resolved for this model: op, implementation, dtype, and why not the rows above."""
         ops = (*self.model.bound_ops(), *self.head.pooling.pools)
-        return explain(op.resolution for op in ops if op.resolution is not None)
+        return explain_ops(ops)
 
     def encode(
         self,

@@ -16,6 +16,7 @@ from torch import nn
 from ..config import CONFIG_NAME, ModelConfig, model_type
 from ..errors import ConfigError, OptionError
 from ..hub import resolve_folder
+from ..ops.bind import explain_ops
 from ..precision import resolve_checkpoint_dtype, resolve_device
 from ..weights import NameRules, load_weights
 from ..weights_writer import save_weights
@@ -204,6 +205,10 @@ class PreTrainedModel(Block, metaclass=_ModelType):
     def get_input_embeddings(self) -> nn.Module:
         """The word embeddings."""
         return self.base_model.word_embeddings
+
+    def explain(self) -> str:
+        """What serves each op of this model here, and why the other implementations do not."""
+        return explain_ops(self.bound_ops())
 
     def tie_table(self) -> dict[str, str]:
         """Name -> name of the parameter that it is, in this model."""

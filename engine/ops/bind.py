@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from ..contract import Call
-from ..dispatch import Resolution, resolve
+from ..dispatch import Resolution, explain, resolve
 
-__all__ = ["BoundOp", "Source", "joined", "share_storage"]
+__all__ = ["BoundOp", "Source", "explain_ops", "joined", "share_storage"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +115,21 @@ class BoundOp:
         self._stamps = tuple(None if tensor is None else _Stamp(tensor) for tensor in tensors)
         self._prepared = weights
         return weights
+
+
+def explain_ops(ops: Iterable[BoundOp]) -> str:
+    """What serves each op and why not the rows above, as a table; see `explain`.
+
+    Args:
+        ops: bound ones; others are left out.
+    """
+    resolutions = [op.resolution for op in ops if op.resolution is not None]
+    notes = []
+    if any(resolution.call.op == "attention" and resolution.impl.name != "eager" for resolution in resolutions):
+        notes.append("attention whose weights are asked for (output_attentions) or dropped out in training: eager")
+    if any(not resolution.impl.differentiable for resolution in resolutions):
+        notes.append("where a gradient is needed: eager")
+    return "\n".join([explain(resolutions), *(["", *notes] if notes else [])])
 
 
 def share_storage(parameters: tuple[Tensor, ...]) -> None:

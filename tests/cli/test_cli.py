@@ -183,10 +183,12 @@ def test_second_run_on_the_same_folder(padless: Padless, tmp_path: Path, model: 
 def test_explain(padless: Padless, model: Path) -> None:
     done = padless("explain", model, "--device", "cpu", "--dtype", "float32")
     assert done.returncode == 0, done.stderr
-    lines = {line.split()[0]: line for line in done.stdout.splitlines()}
+    table, notes = done.stdout.split("\n\n")
+    lines = {line.split()[0]: line for line in table.splitlines()}
     assert {"op", "embed", "linear", "attention", "norm", "pool"} <= set(lines)
     assert "float32" in lines["attention"]
     assert "triton: needs device cuda, got cpu" in lines["attention"]
+    assert "(output_attentions) or dropped out in training: eager" in notes
 
 
 @pytest.mark.parametrize("command", ["explain", "embed"])
