@@ -83,24 +83,24 @@ class BertConfig(ModelConfig):
 
 
 class BertEmbeddings(Block):
-    """Word, position and type embeddings, summed and normalised."""
+    """Word, position and type embeddings, summed and, unless `normalised` is false, normalised."""
 
-    def __init__(self, config: BertConfig) -> None:
+    def __init__(self, config: Any, normalised: bool = True) -> None:
         super().__init__()
         self.word_embeddings = Embedding(config.vocab_size, config.hidden_size)
         self.position_embeddings = Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type_embeddings = Embedding(config.type_vocab_size, config.hidden_size)
-        self.LayerNorm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.LayerNorm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if normalised else None
         self.dropout = config.hidden_dropout_prob
+        self.eps = config.layer_norm_eps if normalised else None
         self.embed = BoundOp(
             "embed",
             Source(self.word_embeddings, "weight"),
             Source(self.position_embeddings, "weight"),
             Source(self.token_type_embeddings, "weight"),
-            Source(self.LayerNorm, "weight"),
-            Source(self.LayerNorm, "bias"),
+            *(() if self.LayerNorm is None else (Source(self.LayerNorm, "weight"), Source(self.LayerNorm, "bias"))),
             facts={"hidden": config.hidden_size},
-            eps=config.layer_norm_eps,
+            eps=self.eps,
         )
 
     def forward(self, batch: PackedBatch, inputs_embeds: Tensor | None = None) -> Tensor:
@@ -115,9 +115,9 @@ class BertEmbeddings(Block):
                 inputs_embeds,
                 self.position_embeddings.weight,
                 self.token_type_embeddings.weight,
-                self.LayerNorm.weight,
-                self.LayerNorm.bias,
-                eps=self.LayerNorm.eps,
+                None if self.LayerNorm is None else self.LayerNorm.weight,
+                None if self.LayerNorm is None else self.LayerNorm.bias,
+                eps=self.eps,
             )
         return F.dropout(x, self.dropout) if self.training and self.dropout else x
 

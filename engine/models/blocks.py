@@ -20,7 +20,9 @@ __all__ = [
     "Block",
     "Dense",
     "FeedForward",
+    "JoinedLayers",
     "Projection",
+    "ResidualProjection",
     "SelfAttention",
     "attend",
     "attention_op",
@@ -144,33 +146,21 @@ class Dense(Linear, Block):
         return self.op(input)
 
 
-class SelfAttention(Block):
-    """Full self-attention of every text to itself: one GEMM for Q, K and V, then varlen attention.
+class JoinedLayers(Block):
+    """A block with linear layers that one GEMM serves: their parameters keep their names and are views of one buffer.
 
-    Parameters (`query`, `key`, `value`) keep their names and are views of one buffer.
+    A class defines `_together`, and calls `_share` once it has its layers.
     """
 
-    def __init__(self, hidden_size: int, heads: int, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.heads = heads
-        self.head_dim = hidden_size // heads
-        self.dropout = dropout
-        self.query = Linear(hidden_size, hidden_size)
-        self.key = Linear(hidden_size, hidden_size)
-        self.value = Linear(hidden_size, hidden_size)
-        self._share()
-        self.qkv = linear_op(self.query, self.key, self.value)
-        self.attention = attention_op(self.head_dim)
-
-    def forward(self, x: Tensor, batch: PackedBatch, record: Record | None = None) -> Tensor:
-        """`[tokens, hidden]` to `[tokens, hidden]`, before the output projection."""
-        q, k, v = self.qkv(x).view(-1, 3, self.heads, self.head_dim).unbind(1)
-        return attend(self.attention, q, k, v, batch, record, dropout=self.dropout if self.training else 0.0)
+    def _together(self) -> tuple[nn.Linear, ...]:
+        """The layers whose input is the same."""
+        raise NotImplementedError
 
     def _share(self) -> None:
-        layers = (self.query, self.key, self.value)
+        layers = self._together()
         share_storage(tuple(layer.weight for layer in layers))
-        share_storage(tuple(layer.bias for layer in layers))
+        if layers[0].bias is not None:
+            share_storage(tuple(layer.bias for layer in layers))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # A copied or unpickled module has parameters of separate storage.
@@ -179,27 +169,72 @@ class SelfAttention(Block):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
-        if self.query.weight.device.type != "meta":
+        if self._together()[0].weight.device.type != "meta":
             self._share()
         return self
 
 
-class Projection(Block):
-    """A linear layer whose output is added to the residual stream, then normalised (post-norm, as in BERT)."""
+class SelfAttention(JoinedLayers):
+    """Full self-attention of every text to itself: one GEMM for Q, K and V, then varlen attention.
 
-    def __init__(self, in_features: int, hidden_size: int, eps: float, dropout: float) -> None:
+    Parameters (`query`, `key`, `value`) keep their names and are views of one buffer. With `value_size` V comes from
+    another input, of that width, and has a GEMM of its own.
+    """
+
+    def __init__(self, hidden_size: int, heads: int, dropout: float = 0.0, *, value_size: int | None = None) -> None:
+        super().__init__()
+        self.heads = heads
+        self.head_dim = hidden_size // heads
+        self.dropout = dropout
+        self.query = Linear(hidden_size, hidden_size)
+        self.key = Linear(hidden_size, hidden_size)
+        self.value = Linear(hidden_size if value_size is None else value_size, hidden_size)
+        self.value_apart = value_size is not None
+        self._share()
+        self.qkv = linear_op(*self._together())
+        self.own_v = linear_op(self.value) if self.value_apart else None
+        self.attention = attention_op(self.head_dim)
+
+    def forward(
+        self, x: Tensor, batch: PackedBatch, record: Record | None = None, values: Tensor | None = None
+    ) -> Tensor:
+        """`[tokens, hidden]` to `[tokens, hidden]`, before the output projection; `values` is V's input, if apart."""
+        parts = self.qkv(x).view(-1, len(self._together()), self.heads, self.head_dim).unbind(1)
+        q, k, v = parts if self.own_v is None else (*parts, self.own_v(values).view_as(parts[0]))
+        return attend(self.attention, q, k, v, batch, record, dropout=self.dropout if self.training else 0.0)
+
+    def _together(self) -> tuple[nn.Linear, ...]:
+        """The layers whose input is the same."""
+        return (self.query, self.key) if self.value_apart else (self.query, self.key, self.value)
+
+
+class ResidualProjection(Block):
+    """A linear layer whose output is added to the residual stream."""
+
+    def __init__(self, in_features: int, hidden_size: int, dropout: float) -> None:
         super().__init__()
         self.dense = Linear(in_features, hidden_size)
-        self.LayerNorm = LayerNorm(hidden_size, eps=eps)
         self.dropout = dropout
         self.project = linear_op(self.dense)
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        """`residual + dense(x)`; x `[tokens, in_features]`, residual `[tokens, hidden]`."""
+        if self.training and self.dropout:
+            return residual + F.dropout(self.project(x), self.dropout)
+        return self.project(x, residual=residual)
+
+
+class Projection(ResidualProjection):
+    """The same, then normalised (post-norm, as in BERT)."""
+
+    def __init__(self, in_features: int, hidden_size: int, eps: float, dropout: float) -> None:
+        super().__init__(in_features, hidden_size, dropout)
+        self.LayerNorm = LayerNorm(hidden_size, eps=eps)
         self.norm = norm_op(self.LayerNorm)
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         """`norm(residual + dense(x))`; x `[tokens, in_features]`, residual `[tokens, hidden]`."""
-        if self.training and self.dropout:
-            return self.norm(residual + F.dropout(self.project(x), self.dropout))
-        return self.norm(self.project(x, residual=residual))
+        return self.norm(super().forward(x, residual))
 
 
 class FeedForward(Block):
