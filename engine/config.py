@@ -34,6 +34,8 @@ LIMITS: dict[str, tuple[float, float]] = {
     "hidden_size": (1, 65_536),
     "embedding_size": (1, 65_536),
     "intermediate_size": (1, 2**20),
+    "intra_bottleneck_size": (1, 65_536),
+    "num_feedforward_networks": (1, 1_000),
     "num_hidden_layers": (0, 1_000),
     "num_attention_heads": (1, 4_096),
     "num_key_value_heads": (1, 4_096),
@@ -45,6 +47,17 @@ LIMITS: dict[str, tuple[float, float]] = {
     "initializer_range": (0, 100),
     "hidden_dropout_prob": (0, 1),
     "attention_probs_dropout_prob": (0, 1),
+    "classifier_dropout": (0, 1),
+    "d_model": (1, 65_536),
+    "d_kv": (1, 8_192),
+    "d_ff": (1, 2**20),
+    "num_layers": (0, 1_000),
+    "num_decoder_layers": (0, 1_000),
+    "num_heads": (1, 4_096),
+    "relative_attention_num_buckets": (4, 2**16),
+    "relative_attention_max_distance": (2, 2**24),
+    "dropout_rate": (0, 1),
+    "initializer_factor": (0, 1e4),
 }
 """Field -> smallest and largest value, both allowed; far beyond any model, far below a harmful one."""
 
@@ -124,7 +137,7 @@ class ModelConfig:
     """
 
     aliases: ClassVar[Mapping[str, str]] = {}
-    """Older spelling -> field; the field's own name wins where a file has both."""
+    """Other spelling -> field, which it reads and assigns; the field's own name wins where a file has both."""
     model_type: ClassVar[str] = ""
     """As in `config.json`."""
 
@@ -150,6 +163,7 @@ class ModelConfig:
         self.check(source)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        name = self.aliases.get(name, name)
         object.__setattr__(self, name, value)
         if name == "num_labels" and self.__dict__.get("id2label") is not None and len(self.id2label or ()) != value:
             self.id2label = self.label2id = None
@@ -158,6 +172,8 @@ class ModelConfig:
     def __getattr__(self, name: str) -> Any:
         # Only names that are no field arrive here.
         extra = self.__dict__.get("extra", {})
+        if name in self.aliases:
+            return getattr(self, self.aliases[name])
         if name in extra:
             return extra[name]
         raise AttributeError(f"{type(self).__name__} has no field {name!r}")
@@ -214,6 +230,7 @@ class ModelConfig:
         for name in overrides:
             if name not in known:
                 raise OptionError(f"{name}: no field of {cls.__name__}")
+        overrides = {cls.aliases.get(name, name): value for name, value in overrides.items()}
         if "num_labels" in overrides and overrides["num_labels"] != len(raw.get("id2label") or ()):
             raw = {name: value for name, value in raw.items() if name not in ("id2label", "label2id")}
         return cls.from_dict({**raw, **overrides}, source=str(path))
