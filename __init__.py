@@ -49,6 +49,17 @@ if TYPE_CHECKING:
         BertForTokenClassification,
         BertModel,
     )
+    from .engine.models.mobilebert import (
+        MobileBertConfig,
+        MobileBertForMaskedLM,
+        MobileBertForMultipleChoice,
+        MobileBertForNextSentencePrediction,
+        MobileBertForPreTraining,
+        MobileBertForQuestionAnswering,
+        MobileBertForSequenceClassification,
+        MobileBertForTokenClassification,
+        MobileBertModel,
+    )
 
 __version__ = "0.1.0"
 
@@ -76,6 +87,15 @@ __all__ = [
     "Encoder",
     "InputError",
     "JobError",
+    "MobileBertConfig",
+    "MobileBertForMaskedLM",
+    "MobileBertForMultipleChoice",
+    "MobileBertForNextSentencePrediction",
+    "MobileBertForPreTraining",
+    "MobileBertForQuestionAnswering",
+    "MobileBertForSequenceClassification",
+    "MobileBertForTokenClassification",
+    "MobileBertModel",
     "ModelNotFoundError",
     "OptionError",
     "PadlessError",
@@ -120,6 +140,17 @@ _NAMES_OF = {
         "BertForSequenceClassification",
         "BertForTokenClassification",
         "BertModel",
+    ),
+    ".engine.models.mobilebert": (
+        "MobileBertConfig",
+        "MobileBertForMaskedLM",
+        "MobileBertForMultipleChoice",
+        "MobileBertForNextSentencePrediction",
+        "MobileBertForPreTraining",
+        "MobileBertForQuestionAnswering",
+        "MobileBertForSequenceClassification",
+        "MobileBertForTokenClassification",
+        "MobileBertModel",
     ),
 }
 _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names}

@@ -35,7 +35,9 @@ TABLE: dict[str, tuple[Impl, ...]] = {
     ),
     "norm": (Impl("eager", f"{_OPS}.norm:layer_norm", differentiable=True, deterministic=True),),
     "rms_norm": (Impl("eager", f"{_OPS}.norm:rms_norm", differentiable=True, deterministic=True),),
+    "no_norm": (Impl("eager", f"{_OPS}.norm:no_norm", differentiable=True, deterministic=True),),
     "embed": (Impl("eager", f"{_OPS}.embed:embed", differentiable=True, deterministic=True),),
+    "trigram": (Impl("eager", f"{_OPS}.trigram:trigram", differentiable=True, deterministic=True),),
     "rope": (Impl("eager", f"{_OPS}.rope:rope", differentiable=True, deterministic=True),),
     "pool": (Impl("eager", f"{_OPS}.pool:pool", differentiable=True, deterministic=True),),
 }

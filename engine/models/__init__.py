@@ -11,6 +11,7 @@ __all__ = ["CLASSES", "FAMILIES", "family_class"]
 
 FAMILIES = {
     "bert": ("bert", "Bert"),
+    "mobilebert": ("mobilebert", "MobileBert"),
 }
 """`model_type` -> (module of this folder, what the names of its classes begin with)."""
 
@@ -26,6 +27,7 @@ _BERT_TASKS = (
 
 CLASSES = {
     "bert": ("Config", "Model", *_BERT_TASKS),
+    "mobilebert": ("Config", "Model", *_BERT_TASKS),
 }
 """`model_type` -> the classes of the family, without what their names begin with."""
 

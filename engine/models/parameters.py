@@ -6,9 +6,10 @@ from a configuration alone calls `initialise`.
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
-__all__ = ["Embedding", "LayerNorm", "Linear", "initialise"]
+__all__ = ["Embedding", "LayerNorm", "Linear", "NoNorm", "initialise"]
 
 
 class Linear(nn.Linear):
@@ -29,6 +30,15 @@ class LayerNorm(nn.LayerNorm):
     """`weight [width]`, `bias [width]`; starts as the identity, which costs nothing."""
 
 
+class NoNorm(nn.Module):
+    """`weight [width]`, `bias [width]`: a scale and a shift of each channel; starts as the identity."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(width))
+        self.weight = nn.Parameter(torch.ones(width))
+
+
 def initialise(model: nn.Module, standard_deviation: float) -> None:
     """Fill the parameters as BERT's authors do: normal weights, zero biases, identity norms.
 
@@ -41,6 +51,6 @@ def initialise(model: nn.Module, standard_deviation: float) -> None:
             nn.init.normal_(module.weight, std=standard_deviation)
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
-        if isinstance(module, nn.LayerNorm):
+        if isinstance(module, (nn.LayerNorm, NoNorm)):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)

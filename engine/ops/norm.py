@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["layer_norm", "rms_norm"]
+__all__ = ["layer_norm", "no_norm", "rms_norm"]
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, *, eps: float) -> Tensor:
@@ -22,6 +22,27 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, *, eps: float) ->
         `[tokens, hidden]` in x's dtype.
     """
     return F.layer_norm(x, (x.shape[-1],), weight, bias, eps)
+
+
+def no_norm(x: Tensor, weight: Tensor, bias: Tensor, *, residual: Tensor | None = None, wide: bool = False) -> Tensor:
+    """`(residual + x) * weight + bias`, what MobileBERT has in place of a norm (Sun et al. 2020, section 3.3).
+
+    Nothing bounds the result, which reaches 2.5e7 in the published weights.
+
+    Args:
+        x: `[tokens, hidden]`, any floating dtype; half precision is computed in fp32 and rounded once.
+        weight: `[hidden]`.
+        bias: `[hidden]`.
+        residual: `[tokens, hidden]` or None, of any floating dtype.
+        wide: half precision is not rounded at all, for a residual stream in fp32.
+
+    Returns:
+        `[tokens, hidden]` in x's dtype; where `wide`, fp32 for half precision.
+    """
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    total = x.to(dtype) if residual is None else residual.to(dtype) + x
+    out = torch.addcmul(bias.to(dtype), total, weight.to(dtype))
+    return out if wide else out.to(x.dtype)
 
 
 def rms_norm(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
