@@ -33,6 +33,18 @@ LETTERS = "A-Za-z0-9"
 MARKS = "\u0300-\u036f"
 CHINESE = "\u4e00-\u9fff"
 
+# Letters that make a character of their own whatever stands before or after them: no combining marks, vowel signs or
+# Hangul parts, and nothing that joins what follows. A normaliser that goes character by character, as sentencepiece's
+# does, treats them alone; so a space between two of them is one too.
+APART = (
+    r"A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u0391-\u03a1\u03b1-\u03c9\u0410-\u044f\u05d0-\u05ea\u0621-\u063a\u0641-\u064a"
+    r"\u0905-\u0939\u0e01-\u0e2e\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fff\uac00-\ud7a3"
+)
+# What ends sentences in most scripts.
+SENTENCE_ENDS = r".,!?;:)\u3001\u3002\u300d\uff01\uff0c\uff1f"
+# Regular expressions of Replace steps that only look at white space.
+BLANKS_ONLY = {" {2,}", " +", r"\s+", r"\s{2,}", r"^\s+|\s+$", r"\n", r"[\n\r\t]"}
+
 LONGEST_RUN_KEPT = 10_000
 
 CHARACTERS_PER_TOKEN = 8
@@ -61,10 +73,12 @@ class TextCutter:
         spellings = [text for token in added for text in _spellings(token, tokenizer)]
         if not _is_local(normalizers, pre_tokenizers) or any(re.search(r"\s", text) for text in spellings):
             return None
+        if not _splits(tokenizer, " "):
+            return None
         model = tokenizer.model
         bert = _bert_settings(normalizers, pre_tokenizers)
         if bert is None or not isinstance(model, WordPiece):
-            return cls(re.compile(r"(?<=[A-Za-z0-9]) (?=[A-Za-z])"))
+            return cls(_boundary(tokenizer, normalizers, pre_tokenizers))
         # Longer than a word may be, and than an added token whose neighbours a shortened run must not change.
         kept = max(2 * model.max_input_chars_per_word, 200)
         shortens = kept <= LONGEST_RUN_KEPT and all(map(_stands_apart, spellings))
@@ -128,10 +142,47 @@ def _is_local(normalizers: list[dict[str, Any]], pre_tokenizers: list[dict[str, 
     kinds = {step["type"] for step in pre_tokenizers}
     return (
         {step["type"] for step in normalizers} <= LOCAL_NORMALIZERS
+        and all(_is_harmless(step) for step in normalizers if step["type"] == "Replace")
         and bool(kinds & SPLIT_AT_SPACE)
         and kinds <= SPLIT_AT_SPACE | SPLIT_FURTHER
         and all(step.get("split", True) and step.get("use_regex", True) for step in pre_tokenizers)
     )
+
+
+def _is_harmless(step: dict[str, Any]) -> bool:
+    """Whether a Replace step cannot reach across a space between two letters."""
+    pattern = step["pattern"]
+    literal = pattern.get("String")
+    return pattern.get("Regex") in BLANKS_ONLY if literal is None else not re.search(r"[^\W_]", literal)
+
+
+def _splits(tokenizer: Tokenizer, blank: str) -> bool:
+    """Whether the tokenizer splits at this white space between two words, whatever its normaliser makes of it.
+
+    The normaliser treats the character alone between letters that stand apart, so one example shows it for all.
+    """
+    text = f"ab{blank}cd"
+    try:
+        normalised = text if tokenizer.normalizer is None else tokenizer.normalizer.normalize_str(text)
+        pieces = tokenizer.pre_tokenizer.pre_tokenize_str(normalised)
+    except Exception:
+        return False
+    return len(pieces) > 1
+
+
+def _boundary(
+    tokenizer: Tokenizer, normalizers: list[dict[str, Any]], pre_tokenizers: list[dict[str, Any]]
+) -> re.Pattern[str]:
+    """A single space between two letters; for T5 any single white space after a letter, a digit or a sentence's end.
+
+    T5 splits at white space before it does anything else, and its Unigram model sees one word at a time.
+    """
+    if pre_tokenizers[0]["type"] != "WhitespaceSplit":
+        return re.compile(f"(?<=[{APART}0-9]) (?=[{APART}])")
+    blanks = "".join(blank for blank in " \t\n" if _splits(tokenizer, blank))
+    # A Replace step may look at a full stop together with the space after it.
+    ends = "" if any(step["type"] == "Replace" for step in normalizers) else SENTENCE_ENDS
+    return re.compile(f"(?<=[{APART}0-9{ends}])[{blanks}](?=[{APART}0-9])")
 
 
 def _bert_settings(normalizers: list[dict[str, Any]], pre_tokenizers: list[dict[str, Any]]) -> dict[str, Any] | None:

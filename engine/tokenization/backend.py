@@ -89,7 +89,8 @@ class Backend:
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
             message = one_line(error)
-            if "runcat" in message:
+            if truncation is not None and ("runcat" in message or "stride" in message):
+                # What is kept of the one text may leave too little room for the other.
                 raise InputError(f"truncation: {message}") from None
             raise TokenizerError(f"tokenising failed ({message})") from None
 

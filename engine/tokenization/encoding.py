@@ -211,6 +211,8 @@ class BatchEncoding(UserDict[str, Any]):
 def as_arrays(name: str, values: Any, tensor_type: str) -> Any:
     """Lists of integers as an int64 torch tensor ("pt") or numpy array ("np"); tensors and arrays stay as they are.
 
+    Rows of different lengths become a numpy array of arrays, as in transformers, but no tensor.
+
     Raises:
         InputError: rows are of different lengths.
         OptionError: `tensor_type` is neither.
@@ -220,8 +222,10 @@ def as_arrays(name: str, values: Any, tensor_type: str) -> Any:
     if isinstance(values, np.ndarray) if tensor_type == "np" else type(values).__module__.startswith("torch"):
         return values
     try:
+        if tensor_type == "np" and _is_ragged(values):
+            return np.asarray([np.asarray(row, dtype=np.int64) for row in values], dtype=object)
         array = np.asarray(values)
-        if array.dtype == object or array.dtype.kind in "US":
+        if array.dtype.kind not in "iubf":
             raise ValueError
         array = array.astype(np.int64) if array.size == 0 or array.dtype.kind in "iub" else array
     except (ValueError, TypeError, OverflowError):
@@ -234,3 +238,8 @@ def as_arrays(name: str, values: Any, tensor_type: str) -> Any:
     import torch
 
     return torch.from_numpy(array)
+
+
+def _is_ragged(values: Any) -> bool:
+    """Whether these are rows, not all of one length."""
+    return isinstance(values, list) and all(isinstance(row, list) for row in values) and len(set(map(len, values))) > 1
