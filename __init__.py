@@ -49,6 +49,17 @@ if TYPE_CHECKING:
         BertForTokenClassification,
         BertModel,
     )
+    from .engine.models.megatron_bert import (
+        MegatronBertConfig,
+        MegatronBertForMaskedLM,
+        MegatronBertForMultipleChoice,
+        MegatronBertForNextSentencePrediction,
+        MegatronBertForPreTraining,
+        MegatronBertForQuestionAnswering,
+        MegatronBertForSequenceClassification,
+        MegatronBertForTokenClassification,
+        MegatronBertModel,
+    )
     from .engine.models.mobilebert import (
         MobileBertConfig,
         MobileBertForMaskedLM,
@@ -60,6 +71,7 @@ if TYPE_CHECKING:
         MobileBertForTokenClassification,
         MobileBertModel,
     )
+    from .engine.models.mt5 import MT5Config, MT5EncoderModel, MT5ForTokenClassification
 
 __version__ = "0.1.0"
 
@@ -87,6 +99,18 @@ __all__ = [
     "Encoder",
     "InputError",
     "JobError",
+    "MT5Config",
+    "MT5EncoderModel",
+    "MT5ForTokenClassification",
+    "MegatronBertConfig",
+    "MegatronBertForMaskedLM",
+    "MegatronBertForMultipleChoice",
+    "MegatronBertForNextSentencePrediction",
+    "MegatronBertForPreTraining",
+    "MegatronBertForQuestionAnswering",
+    "MegatronBertForSequenceClassification",
+    "MegatronBertForTokenClassification",
+    "MegatronBertModel",
     "MobileBertConfig",
     "MobileBertForMaskedLM",
     "MobileBertForMultipleChoice",
@@ -141,6 +165,17 @@ _NAMES_OF = {
         "BertForTokenClassification",
         "BertModel",
     ),
+    ".engine.models.megatron_bert": (
+        "MegatronBertConfig",
+        "MegatronBertForMaskedLM",
+        "MegatronBertForMultipleChoice",
+        "MegatronBertForNextSentencePrediction",
+        "MegatronBertForPreTraining",
+        "MegatronBertForQuestionAnswering",
+        "MegatronBertForSequenceClassification",
+        "MegatronBertForTokenClassification",
+        "MegatronBertModel",
+    ),
     ".engine.models.mobilebert": (
         "MobileBertConfig",
         "MobileBertForMaskedLM",
@@ -152,6 +187,7 @@ _NAMES_OF = {
         "MobileBertForTokenClassification",
         "MobileBertModel",
     ),
+    ".engine.models.mt5": ("MT5Config", "MT5EncoderModel", "MT5ForTokenClassification"),
 }
 _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names}
 

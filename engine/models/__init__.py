@@ -11,7 +11,9 @@ __all__ = ["CLASSES", "FAMILIES", "family_class"]
 
 FAMILIES = {
     "bert": ("bert", "Bert"),
+    "megatron-bert": ("megatron_bert", "MegatronBert"),
     "mobilebert": ("mobilebert", "MobileBert"),
+    "mt5": ("mt5", "MT5"),
 }
 """`model_type` -> (module of this folder, what the names of its classes begin with)."""
 
@@ -27,7 +29,9 @@ _BERT_TASKS = (
 
 CLASSES = {
     "bert": ("Config", "Model", *_BERT_TASKS),
+    "megatron-bert": ("Config", "Model", *_BERT_TASKS),
     "mobilebert": ("Config", "Model", *_BERT_TASKS),
+    "mt5": ("Config", "EncoderModel", "ForTokenClassification"),
 }
 """`model_type` -> the classes of the family, without what their names begin with."""
 

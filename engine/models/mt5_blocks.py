@@ -1,0 +1,188 @@
+"""The blocks of mT5 (Xue et al. 2021, section 3.1; T5 1.1 of Raffel et al. 2020): pre-norm, without biases.
+
+In fp16 the residual stream and the layer that feeds it, `wo`, are fp32: trained models have activations there beyond
+65,504, the largest fp16 number. bf16 has the range of fp32 and stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..batch import PackedBatch
+from ..ops.bind import BoundOp
+from ..ops.linear import ACTIVATIONS as ACTIVATE
+from .activations import ACTIVATIONS
+from .blocks import Block, JoinedLayers, attend, attention_op, linear_op, rms_norm_op
+from .parameters import Embedding, Linear
+from .record import Record
+
+__all__ = ["MT5Block", "ScaleNorm"]
+
+
+class ScaleNorm(Block):
+    """Division by the root mean square, and a weight: T5's norm, which subtracts no mean."""
+
+    def __init__(self, hidden_size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(hidden_size))
+        self.norm = rms_norm_op(self, hidden_size, eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[tokens, hidden]` to `[tokens, hidden]` in the weight's dtype."""
+        return self.norm(x)
+
+    def fill(self, factor: float) -> None:
+        """Values to begin training with."""
+        nn.init.constant_(self.weight, factor)
+
+
+class FullPrecisionLinear(Linear, Block):
+    """A layer without bias whose weight is fp32 where the model is fp16: what converts the model stops here."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, bias=False)
+        self.project = linear_op(self)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """`[tokens, in_features]` to `[tokens, out_features]`, both of the weight's dtype."""
+        return self.project(input)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        def without_half(tensor: Tensor) -> Tensor:
+            converted = fn(tensor)
+            return tensor.to(converted.device, torch.float32) if converted.dtype == torch.float16 else converted
+
+        return super()._apply(without_half, recurse)
+
+
+class MT5Attention(JoinedLayers):
+    """Full self-attention, its scores not scaled, and the projection of its output onto the residual stream.
+
+    The first layer's has the table of the relative positions, which all layers add to their scores.
+    """
+
+    def __init__(self, config: Any, has_relative_attention_bias: bool) -> None:
+        super().__init__()
+        self.heads, self.head_dim, self.dropout = config.num_heads, config.d_kv, config.dropout_rate
+        inner = self.heads * self.head_dim
+        self.q = Linear(config.d_model, inner, bias=False)
+        self.k = Linear(config.d_model, inner, bias=False)
+        self.v = Linear(config.d_model, inner, bias=False)
+        self.o = Linear(inner, config.d_model, bias=False)
+        if has_relative_attention_bias:
+            self.relative_attention_bias = Embedding(config.relative_attention_num_buckets, self.heads)
+        self._share()
+        self.qkv = linear_op(self.q, self.k, self.v)
+        distance = config.relative_attention_max_distance
+        self.attention = attention_op(self.head_dim, bias="t5", softmax_scale=1.0, bias_max_distance=distance)
+        self.project = linear_op(self.o)
+
+    def forward(
+        self, x: Tensor, residual: Tensor, batch: PackedBatch, position_bias: Tensor, record: Record | None = None
+    ) -> Tensor:
+        """x `[tokens, d_model]`, normalised, to `[tokens, d_model]`; position_bias `[buckets, heads]`."""
+        dropout = self.dropout if self.training else 0.0
+        q, k, v = self.qkv(x).view(-1, 3, self.heads, self.head_dim).unbind(1)
+        context = attend(self.attention, q, k, v, batch, record, dropout=dropout, position_bias=position_bias)
+        return _added(residual, self.project, context, dropout)
+
+    def fill(self, factor: float) -> None:
+        """Values to begin training with: the scores are not scaled, so the queries' weights are."""
+        width = self.q.in_features
+        nn.init.normal_(self.q.weight, std=factor * (width * self.head_dim) ** -0.5)
+        nn.init.normal_(self.k.weight, std=factor * width**-0.5)
+        nn.init.normal_(self.v.weight, std=factor * width**-0.5)
+        nn.init.normal_(self.o.weight, std=factor * self.o.in_features**-0.5)
+        if hasattr(self, "relative_attention_bias"):
+            nn.init.normal_(self.relative_attention_bias.weight, std=factor * width**-0.5)
+
+    def _together(self) -> tuple[nn.Linear, ...]:
+        return self.q, self.k, self.v
+
+
+class MT5FeedForward(JoinedLayers):
+    """Widening layer with its activation, gated or not, and the layer back onto the residual stream."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.gated = config.is_gated_act
+        self.activation = ACTIVATIONS[config.dense_act_fn]
+        self.dropout = config.dropout_rate
+        if self.gated:
+            self.wi_0 = Linear(config.d_model, config.d_ff, bias=False)
+            self.wi_1 = Linear(config.d_model, config.d_ff, bias=False)
+        else:
+            self.wi = Linear(config.d_model, config.d_ff, bias=False)
+        self.wo = FullPrecisionLinear(config.d_ff, config.d_model)
+        self._share()
+        self.up = linear_op(*self._together(), epilogue=self.activation, gated=self.gated)
+        self.both = linear_op(*self._together())
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        """x `[tokens, d_model]`, normalised, to `[tokens, d_model]`."""
+        dropout = self.dropout if self.training else 0.0
+        if self.gated and x.dtype == torch.float16:
+            # Each half fits in fp16, their product need not.
+            activated, gate = self.both(x).float().chunk(2, dim=1)
+            inner = ACTIVATE[self.activation](activated) * gate
+        else:
+            inner = self.up(x).to(self.wo.weight.dtype)
+        if dropout:
+            inner = F.dropout(inner, dropout)
+        return _added(residual, self.wo.project, inner, dropout)
+
+    def fill(self, factor: float) -> None:
+        """Values to begin training with."""
+        for layer in (*self._together(), self.wo):
+            nn.init.normal_(layer.weight, std=factor * layer.in_features**-0.5)
+
+    def _together(self) -> tuple[nn.Linear, ...]:
+        return (self.wi_0, self.wi_1) if self.gated else (self.wi,)
+
+
+class _AttentionLayer(nn.Module):
+    """Norm and attention."""
+
+    def __init__(self, config: Any, has_relative_attention_bias: bool) -> None:
+        super().__init__()
+        self.SelfAttention = MT5Attention(config, has_relative_attention_bias)
+        self.layer_norm = ScaleNorm(config.d_model, config.layer_norm_eps)
+
+    def forward(self, x: Tensor, batch: PackedBatch, position_bias: Tensor, record: Record | None = None) -> Tensor:
+        return self.SelfAttention(self.layer_norm(x), x, batch, position_bias, record)
+
+
+class _FeedForwardLayer(nn.Module):
+    """Norm and feed-forward."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.DenseReluDense = MT5FeedForward(config)
+        self.layer_norm = ScaleNorm(config.d_model, config.layer_norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.DenseReluDense(self.layer_norm(x), x)
+
+
+class MT5Block(nn.Module):
+    """Attention, then feed-forward; the nesting is the checkpoint's."""
+
+    def __init__(self, config: Any, has_relative_attention_bias: bool) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList([_AttentionLayer(config, has_relative_attention_bias), _FeedForwardLayer(config)])
+
+    def forward(self, x: Tensor, batch: PackedBatch, position_bias: Tensor, record: Record | None = None) -> Tensor:
+        """`[tokens, d_model]` to `[tokens, d_model]`, of the residual stream; position_bias `[buckets, heads]`."""
+        return self.layer[1](self.layer[0](x, batch, position_bias, record))
+
+
+def _added(residual: Tensor, project: BoundOp, x: Tensor, dropout: float) -> Tensor:
+    """`residual + project(x)`, in the residual's dtype."""
+    if dropout:
+        return residual + F.dropout(project(x), dropout)
+    return project(x, residual=residual) if x.dtype == residual.dtype else residual + project(x)
