@@ -56,6 +56,8 @@ class PackedBatch:
         cu_seqlens: int32 `[texts + 1]` on the device: text i is rows `cu_seqlens[i]:cu_seqlens[i + 1]`.
         lengths: int32 `[texts]` on the host.
         max_seqlen: the longest text, in tokens.
+        spans: int64 `[texts]` on the host, the highest position of each text plus one, where the caller gave positions
+            of their own; None where they count the tokens.
     """
 
     input_ids: Tensor
@@ -64,6 +66,7 @@ class PackedBatch:
     cu_seqlens: Tensor
     lengths: Tensor
     max_seqlen: int
+    spans: Tensor | None = None
 
     @property
     def tokens(self) -> int:
@@ -74,15 +77,24 @@ class PackedBatch:
         return self.lengths.shape[0]
 
 
-def plan_batches(lengths: Sequence[int] | np.ndarray, token_budget: int) -> Iterator[np.ndarray]:
+SMALLEST_SHARE = 8
+"""Batches shrink towards the end to no less than this part of the token budget."""
+
+
+def plan_batches(
+    lengths: Sequence[int] | np.ndarray, token_budget: int, *, at_once: int = 1, following: int = 0
+) -> Iterator[np.ndarray]:
     """Group texts of like length into batches of at most `token_budget` tokens.
 
     Longest first: the largest batch comes first, so that running out of memory shows at once and not after hours.
-    Equal lengths keep the caller's order, so the plan is a function of the lengths alone.
+    Equal lengths keep the caller's order, so the plan is a function of the arguments alone.
 
     Args:
         lengths: tokens of each text, `[texts]`.
         token_budget: most tokens in one batch; a longer text gets a batch of its own.
+        at_once: how many batches run at the same time. Above 1 the last batches are smaller, half a fair share of what
+            is left, so that none runs long after the others are done.
+        following: about how many tokens will be planned after these.
 
     Yields:
         int64 arrays of row indices; together they are each row exactly once.
@@ -97,8 +109,12 @@ def plan_batches(lengths: Sequence[int] | np.ndarray, token_budget: int) -> Iter
     ends = np.cumsum(lengths[order])
     start = 0
     while start < len(order):
-        filled = ends[start - 1] if start else 0
-        stop = max(int(np.searchsorted(ends, filled + token_budget, side="right")), start + 1)
+        filled = int(ends[start - 1]) if start else 0
+        budget = token_budget
+        if at_once > 1:
+            share = (int(ends[-1]) - filled + following) // (2 * at_once)
+            budget = min(token_budget, max(share, token_budget // SMALLEST_SHARE))
+        stop = max(int(np.searchsorted(ends, filled + budget, side="right")), start + 1)
         yield order[start:stop]
         start = stop
 

@@ -51,37 +51,40 @@ class Workers:
     def __reduce__(self) -> tuple[type[Workers], tuple[()]]:
         return Workers, ()
 
-    def run(self, function: Callable[..., T], calls: Iterable[tuple[Any, ...]], likely_calls: int) -> Iterator[T]:
-        """`function(*call)` for each call, in order, a few of them ahead of the caller.
+    def at_once(self, likely_calls: int) -> int:
+        """How many calls to run at once: one for each of torch's threads, or 1 where that would leave a thread idle."""
+        with self._starting:
+            threads = torch.get_num_threads()
+        return threads if likely_calls >= threads else 1
+
+    def run(self, function: Callable[..., T], calls: Iterable[tuple[Any, ...]], at_once: int) -> Iterator[T]:
+        """`function(*call)` for each call, in order, a few of them ahead of the caller; all by it if `at_once` is 1.
 
         An error raised by a call is raised here, in its place. Leaving the loop early drops the calls not begun and
-        waits for the others. Where `likely_calls` would leave a thread idle, the caller's own thread makes all calls.
+        waits for the others.
         """
-        executor, count = self._serving(likely_calls)
-        if executor is None:
+        if at_once == 1:
             yield from (function(*call) for call in calls)
             return
+        executor = self._threads(at_once)
         pending: deque[Future[T]] = deque()
         try:
             for call in calls:
                 pending.append(executor.submit(function, *call))
-                if len(pending) == 2 * count:
+                if len(pending) == 2 * at_once:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
         finally:
             wait([future for future in pending if not future.cancel()])
 
-    def _serving(self, calls: int) -> tuple[ThreadPoolExecutor | None, int]:
+    def _threads(self, count: int) -> ThreadPoolExecutor:
         with self._starting:
-            count = torch.get_num_threads()
-            if count == 1 or calls < count:
-                return None, 1
-            if self._started_for != (os.getpid(), count):
+            if self._executor is None or self._started_for != (os.getpid(), count):
                 # A caller that still runs on the former threads holds them; without one they end.
                 self._executor = _one_core_threads(count)
                 self._started_for = os.getpid(), count
-            return self._executor, count
+            return self._executor
 
 
 def _one_core_threads(count: int) -> ThreadPoolExecutor:
@@ -89,6 +92,7 @@ def _one_core_threads(count: int) -> ThreadPoolExecutor:
     begun = threading.Barrier(count + 1)
 
     def begin() -> None:
+        torch.get_num_threads()  # a thread takes over the process's number once, and would do so after the 1
         torch.set_num_threads(1)
         begun.wait()
 

@@ -106,18 +106,23 @@ def encode_stream(
             vectors = run(batch).to("cpu", torch.float32)
         return EncodedBatch(rows[chosen], vectors, batch.tokens), time.perf_counter() - begin
 
+    likely_batches = int(characters.sum()) // (CHARACTERS_PER_TOKEN * token_budget)
+    # Another device runs one batch at a time; its host side is the caller's thread.
+    at_once = workers.at_once(likely_batches) if device.type == "cpu" else 1
+
     def planned() -> Iterator[tuple[np.ndarray, TokenizedTexts, np.ndarray]]:
         pieces = _tokenised_pieces(texts, characters, tokenizer, prompt, BATCHES_PER_PIECE * token_budget, stats)
+        following = int(characters.sum())
         for rows, tokenised in prefetch(pieces):
+            following -= int(characters[rows].sum())
             lengths[rows] = tokenised.lengths
             _count(tokenised, stats)
-            for chosen in plan_batches(tokenised.lengths, token_budget):
+            later = following // CHARACTERS_PER_TOKEN
+            for chosen in plan_batches(tokenised.lengths, token_budget, at_once=at_once, following=later):
                 for start in range(0, len(chosen), batch_size or len(chosen)):
                     yield rows, tokenised, chosen[start : start + (batch_size or len(chosen))]
 
-    likely_batches = int(characters.sum()) // (CHARACTERS_PER_TOKEN * token_budget)
-    # Another device runs one batch at a time; its host side is the caller's thread.
-    for encoded, seconds in workers.run(run_batch, planned(), likely_batches if device.type == "cpu" else 0):
+    for encoded, seconds in workers.run(run_batch, planned(), at_once):
         stats.compute_seconds += seconds
         yield encoded
     stats.padded_tokens += padded_tokens(lengths)

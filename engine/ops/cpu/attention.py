@@ -82,20 +82,24 @@ def _equal_runs(cu_seqlens: Tensor) -> Iterator[tuple[int, int, int]]:
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, out: Tensor, length: int, scale: float, scratch: Tensor) -> None:
     """Attention inside each of several texts of one length; q, k, v, out are `[texts * length, heads, head_dim]`."""
-    queries, keys, values, target = (x.unflatten(0, (-1, length)).transpose(1, 2) for x in (q, k, v, out))
-    texts, heads = target.shape[:2]
-    keys = keys.transpose(2, 3).contiguous()
+    by_head = [x.unflatten(0, (-1, length)).transpose(1, 2) for x in (q, k, v, out)]
+    copies = q.new_empty(3, *by_head[0].shape)
+    for copy, x in zip(copies, by_head, strict=False):
+        copy.copy_(x)
+    queries, keys, values = copies.flatten(1, 2)
     largest = max(-values.amin().item(), values.amax().item())
-    group = min(heads, max(1, len(scratch) // (texts * min(length, MIN_ROWS) * length)))
-    rows = max(1, len(scratch) // (texts * group * length))
-    for head, row in itertools.product(range(0, heads, group), range(0, length, rows)):
-        some = slice(head, head + group)
-        block = queries[:, some, row : row + rows].flatten(0, 1)
+    batch = len(queries)
+    totals = torch.empty(batch, length, 1)
+    group = min(batch, max(1, len(scratch) // (min(length, MIN_ROWS) * length)))
+    rows = max(1, len(scratch) // (group * length))
+    for first, row in itertools.product(range(0, batch, group), range(0, length, rows)):
+        some, here = slice(first, first + group), slice(row, row + rows)
+        block = queries[some, here]
         scores = scratch[: block.shape[0] * block.shape[1] * length].view(block.shape[0], block.shape[1], length)
-        totals = _exponentials(block, keys[:, some].flatten(0, 1), scale, scores, largest)
-        context = torch.bmm(scores, values[:, some].flatten(0, 1))
-        part = target[:, some, row : row + rows]
-        torch.div(context.view(part.shape), totals.view(*part.shape[:3], 1), out=part)
+        totals[some, here] = _exponentials(block, keys[some].transpose(1, 2), scale, scores, largest)
+        # These queries are not needed again: their place takes the context.
+        torch.bmm(scores, values[some], out=block)
+    torch.div(copies[0], totals.view(*copies.shape[1:4], 1), out=by_head[3])
 
 
 def _exponentials(queries: Tensor, keys: Tensor, scale: float, scores: Tensor, largest: float) -> Tensor:
