@@ -87,7 +87,7 @@ class EncoderModel(PreTrainedModel):
             OptionError: an argument of `others` that this model does not know.
         """
         for name, value in others.items():
-            if name not in self.unused_arguments and value not in (None, False):
+            if name not in self.unused_arguments and value is not None and value is not False:
                 raise OptionError(f"{type(self).__name__}: unknown argument {name}")
         inputs = self._pack(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         self.base_model.check_inputs(inputs)
@@ -121,6 +121,8 @@ class BareModel(EncoderModel):
 
     A family defines `run`, `word_embeddings`, and `longest` where it has a table of positions.
     """
+
+    output_class: ClassVar[type[BaseModelOutputWithPooling]] = BaseModelOutputWithPooling
 
     @classmethod
     def without_pooler(cls, config: Any) -> Self:
@@ -187,7 +189,7 @@ class BareModel(EncoderModel):
         pooler = getattr(self, "pooler", None)
         pooled = None if pooler is None else pooler(encoded.first_tokens())
         hidden = encoded.layout.unpack(encoded.hidden)
-        return encoded.leave(BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled))
+        return encoded.leave(self.output_class(last_hidden_state=hidden, pooler_output=pooled))
 
     def check_inputs(self, inputs: PackedInputs) -> None:
         """Refuse what would read outside a table.

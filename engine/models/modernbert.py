@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -250,7 +249,6 @@ class ModernBertLayer(Block):
 
     def __init__(self, config: ModernBertConfig, kind: str, first: bool) -> None:
         super().__init__()
-        self.kind = kind
         if not first:
             self.attn_norm = LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
         self.attn = ModernBertAttention(config, kind)
@@ -304,8 +302,9 @@ class ModernBertPreTrainedModel(PreTrainedModel):
             if isinstance(module, (nn.Linear, nn.Embedding)) and name not in tied:
                 deviation = deviations.get(name.rpartition(".")[2], wide)
                 nn.init.trunc_normal_(module.weight, std=deviation, a=-cutoff * deviation, b=cutoff * deviation)
-            if getattr(module, "bias", None) is not None:
-                nn.init.zeros_(module.bias)
+            bias = getattr(module, "bias", None)
+            if isinstance(bias, nn.Parameter):
+                nn.init.zeros_(bias)
 
 
 class ModernBertModel(ModernBertPreTrainedModel, BareModel):
@@ -315,12 +314,12 @@ class ModernBertModel(ModernBertPreTrainedModel, BareModel):
         super().__init__(config)
         # Fields may have been assigned since the configuration was made.
         config.check(type(config).__name__)
-        kinds = list(config.layer_types or [])
+        self.kinds: list[str] = [*(config.layer_types or [])]
         self.embeddings = ModernBertEmbeddings(config)
-        self.layers = nn.ModuleList(ModernBertLayer(config, kind, index == 0) for index, kind in enumerate(kinds))
+        self.layers = nn.ModuleList(ModernBertLayer(config, kind, index == 0) for index, kind in enumerate(self.kinds))
         self.final_norm = LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
         self.normalise = norm_op(self.final_norm)
-        self.tables = {kind: RotaryTables(config.rope(kind)) for kind in dict.fromkeys(kinds)}
+        self.tables = {kind: RotaryTables(config.rope(kind)) for kind in dict.fromkeys(self.kinds)}
 
     @property
     def word_embeddings(self) -> nn.Embedding:
@@ -336,10 +335,10 @@ class ModernBertModel(ModernBertPreTrainedModel, BareModel):
         """The last hidden state, `[tokens, hidden_size]`; recorded last, it is the normalised one."""
         turns = {kind: tables.lookup(batch) for kind, tables in self.tables.items()}
         x = self.embeddings(batch, inputs_embeds)
-        for layer in self.layers:
+        for layer, kind in zip(self.layers, self.kinds, strict=True):
             if record is not None:
                 record.hidden_state(x)
-            x = layer(x, batch, turns[layer.kind], record)
+            x = layer(x, batch, turns[kind], record)
         x = self.normalise(x)
         if record is not None:
             record.hidden_state(x)

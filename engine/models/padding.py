@@ -123,10 +123,13 @@ def pack_padded(
     host_lengths = lengths.cpu()
     whole = int(host_lengths.sum()) == shape[0] * shape[1]
     layout = Layout(shape, None if whole else present.flatten().nonzero().flatten())
+    spans = None
     if position_ids is None:
         positions = layout.pack(present.cumsum(dim=1) - 1, "position_ids")
     else:
         positions = layout.pack(position_ids.expand(shape) if position_ids.dim() <= 2 else position_ids, "position_ids")
+        reached = layout.unpack(positions + 1)
+        spans = (reached.amax(dim=1) if shape[1] else host_lengths).long().cpu()
     cu_seqlens = F.pad(lengths.cumsum(dim=0, dtype=torch.int32), (1, 0))
     ids = positions.new_zeros(len(positions)) if input_ids is None else layout.pack(input_ids, "input_ids").long()
     batch = PackedBatch(
@@ -136,6 +139,7 @@ def pack_padded(
         cu_seqlens=cu_seqlens,
         lengths=host_lengths,
         max_seqlen=int(host_lengths.max()) if len(host_lengths) else 0,
+        spans=spans,
     )
     embeds = None if inputs_embeds is None else layout.pack(inputs_embeds, "inputs_embeds")
     return PackedInputs(batch, embeds, layout)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -210,7 +210,7 @@ _FREQUENCIES: dict[str, Callable[[Rope, Tensor, int], Tensor]] = {
 
 
 class RotaryTables:
-    """Cosine and sine of every position, computed once: they grow with the longest text seen."""
+    """Cosine and sine of every position, computed once: the tables grow with the longest text seen."""
 
     smallest = 512
     """Rows of a new table."""
@@ -218,51 +218,43 @@ class RotaryTables:
     def __init__(self, rope: Rope) -> None:
         self.rope = rope
         self._scaling = rope.scaling
-        self._tables: dict[tuple[torch.device, int], tuple[Tensor, Tensor]] = {}
+        self._tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
-    def lookup(self, batch: PackedBatch, spans: Sequence[int] | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """The last three arguments of the `rope` op for a batch.
+    def lookup(self, batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """The last three arguments of the `rope` op.
 
-        Args:
-            batch: positions on the device, lengths on the host.
-            spans: highest position of each text, plus one; None where each text's positions are 0, 1, 2, ….
+        Where positions count the tokens, and no text is so long that its frequencies change, they are rows of a kept
+        table; otherwise the angles of these tokens are computed now.
 
         Returns:
             rows int64 `[tokens]`, cos and sin fp32 `[table rows, head_dim / 2]`.
         """
-        device = batch.position_ids.device
-        longest = batch.max_seqlen if spans is None else max(spans, default=0)
-        if longest <= self.rope.usual_length:
-            return batch.position_ids, *self._table(0, longest, device)
-        spans = batch.lengths.tolist() if spans is None else spans
-        needed: dict[int, int] = {}
-        for span in spans:
-            regime = self.rope.regime(span)
-            needed[regime] = max(span, needed.get(regime, 0))
-        tables, first, start = [], {}, 0
-        for regime, rows in needed.items():
-            tables.append(self._table(regime, rows, device))
-            first[regime] = start
-            start += len(tables[-1][0])
-        starts = torch.tensor([first[self.rope.regime(span)] for span in spans])
-        offsets = starts.repeat_interleave(batch.lengths.long()).to(device)
-        cos, sin = (torch.cat(parts) for parts in zip(*tables, strict=True))
-        return batch.position_ids + offsets, cos, sin
-
-    def _table(self, regime: int, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        cached = self._tables.get((device, regime))
-        if cached is not None and len(cached[0]) >= rows:
-            return cached
-        one_length = self.rope.rope_type == "dynamic" and regime != 0
-        # A table made in inference mode could not be used in training later.
+        # What is made in inference mode could not be used in training later.
         with torch.inference_mode(False), torch.no_grad():
-            rows = rows if one_length else max(self.smallest, 1 << (rows - 1).bit_length())
-            positions = torch.arange(rows, dtype=torch.float32, device=device)
-            angles = positions[:, None] * self.rope.frequencies(regime).to(device)
-            table = (angles.cos() * self._scaling, angles.sin() * self._scaling)
-        if not one_length:
-            self._tables[device, regime] = table
+            if batch.spans is None and batch.max_seqlen <= self.rope.usual_length:
+                return batch.position_ids, *self._table(batch.max_seqlen, batch.position_ids.device)
+            return torch.arange(batch.tokens, device=batch.position_ids.device), *self._computed(batch)
+
+    def _table(self, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        table = self._tables.get(device)
+        if table is None or len(table[0]) < rows:
+            positions = torch.arange(max(self.smallest, 1 << (rows - 1).bit_length()), device=device)
+            table = self._tables[device] = self._turns(positions, self.rope.frequencies().to(device))
         return table
+
+    def _computed(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+        spans = batch.lengths if batch.spans is None else batch.spans
+        regimes = [self.rope.regime(span) for span in spans.tolist()]
+        index = {regime: place for place, regime in enumerate(dict.fromkeys([0, *regimes]))}
+        frequencies = torch.stack([self.rope.frequencies(regime) for regime in index])
+        texts = torch.tensor([index[regime] for regime in regimes], dtype=torch.int64)
+        device = batch.position_ids.device
+        tokens = texts.repeat_interleave(batch.lengths.long()).to(device)
+        return self._turns(batch.position_ids, frequencies.to(device)[tokens])
+
+    def _turns(self, positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
+        angles = positions[:, None].float() * frequencies
+        return angles.cos() * self._scaling, angles.sin() * self._scaling
 
 
 def _magnitude(stretch: float, mscale: float = 1.0) -> float:

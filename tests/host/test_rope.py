@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -143,30 +144,39 @@ def test_yarn_lies_between_the_plain_and_the_stretched_angles() -> None:
 def test_given_positions_reach_as_far_as_they_say() -> None:
     # A text of three tokens at positions 0, 600 and 60 counts as 601 long, as in transformers.
     parameters = {"rope_type": "dynamic", "factor": 2.0}
-    batch = batch_of([2, 3])
     positions = torch.tensor([4, 2, 0, 600, 60])
-    given = PackedBatch(batch.input_ids, positions, None, batch.cu_seqlens, batch.lengths, batch.max_seqlen)
-    rows, cos, _ = RotaryTables(ours(parameters)).lookup(given, spans=[5, 601])
+    given = replace(batch_of([2, 3]), position_ids=positions, spans=torch.tensor([5, 601]))
+    rows, cos, _ = RotaryTables(ours(parameters)).lookup(given)
     reference, _ = theirs(parameters, 601)
     assert torch.equal(cos[rows][2:], reference[[0, 600, 60], :4])
     assert torch.equal(cos[rows][:2], theirs(parameters, 5)[0][[4, 2], :4])
 
 
+@pytest.mark.parametrize("far", [2**40, -3])
+def test_given_positions_cost_no_memory_wherever_they_are(far: int) -> None:
+    given = replace(batch_of([2]), position_ids=torch.tensor([0, far]), spans=torch.tensor([max(far, 0) + 1]))
+    _, cos, sin = RotaryTables(ours({})).lookup(given)
+    assert cos.shape == sin.shape == (2, 4)
+    angles = torch.tensor([float(far)]) * ours({}).frequencies()
+    assert torch.equal(cos[1], angles.cos())
+
+
 # Tables.
 
 
-@pytest.mark.parametrize("name", ["default", "linear", "yarn", "llama3", "proportional", "longrope"])
+@pytest.mark.parametrize("name", ["default", "linear", "yarn", "llama3", "proportional"])
 def test_tables_are_computed_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    parameters = next(item for item in PARAMETERS if item.get("rope_type") == name)
+    parameters = next(item for item in PARAMETERS if item.get("rope_type", "linear") == name)
     calls = []
     computed = Rope.frequencies
     monkeypatch.setattr(Rope, "frequencies", lambda self, regime=0: calls.append(regime) or computed(self, regime))
     tables = RotaryTables(ours(parameters))
     for lengths in ((3, 40), (512,), (17, 17), (9, 300)):
         tables.lookup(batch_of(lengths))
-    assert sorted(calls) == ([0, 1] if name == "longrope" else [0])
+    assert calls == [0]
     tables.lookup(batch_of([513]))
-    assert len(calls) <= 3
+    tables.lookup(batch_of([1024]))
+    assert calls == [0, 0]
 
 
 def test_a_longer_text_keeps_the_bits_of_the_rows_before() -> None:
@@ -178,8 +188,9 @@ def test_a_longer_text_keeps_the_bits_of_the_rows_before() -> None:
 
 
 def test_huge_limits_cost_no_memory() -> None:
-    tables = RotaryTables(ours({"rope_type": "dynamic", "factor": 2.0}, max_positions=2**24))
-    assert len(tables.lookup(batch_of([7, 9]))[1]) <= 1024
+    for parameters in ({}, {"rope_type": "dynamic", "factor": 2.0}):
+        tables = RotaryTables(ours(parameters, max_positions=2**24))
+        assert len(tables.lookup(batch_of([7, 9]))[1]) <= 1024
 
 
 def test_tables_made_in_inference_mode_serve_training() -> None:
