@@ -71,6 +71,15 @@ if TYPE_CHECKING:
         MobileBertForTokenClassification,
         MobileBertModel,
     )
+    from .engine.models.modernbert import (
+        ModernBertConfig,
+        ModernBertForMaskedLM,
+        ModernBertForMultipleChoice,
+        ModernBertForQuestionAnswering,
+        ModernBertForSequenceClassification,
+        ModernBertForTokenClassification,
+        ModernBertModel,
+    )
     from .engine.models.mt5 import MT5Config, MT5EncoderModel, MT5ForTokenClassification
 
 __version__ = "0.1.0"
@@ -121,6 +130,13 @@ __all__ = [
     "MobileBertForTokenClassification",
     "MobileBertModel",
     "ModelNotFoundError",
+    "ModernBertConfig",
+    "ModernBertForMaskedLM",
+    "ModernBertForMultipleChoice",
+    "ModernBertForQuestionAnswering",
+    "ModernBertForSequenceClassification",
+    "ModernBertForTokenClassification",
+    "ModernBertModel",
     "OptionError",
     "PadlessError",
     "TokenizerError",
@@ -186,6 +202,15 @@ _NAMES_OF = {
         "MobileBertForSequenceClassification",
         "MobileBertForTokenClassification",
         "MobileBertModel",
+    ),
+    ".engine.models.modernbert": (
+        "ModernBertConfig",
+        "ModernBertForMaskedLM",
+        "ModernBertForMultipleChoice",
+        "ModernBertForQuestionAnswering",
+        "ModernBertForSequenceClassification",
+        "ModernBertForTokenClassification",
+        "ModernBertModel",
     ),
     ".engine.models.mt5": ("MT5Config", "MT5EncoderModel", "MT5ForTokenClassification"),
 }

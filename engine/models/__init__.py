@@ -13,6 +13,7 @@ FAMILIES = {
     "bert": ("bert", "Bert"),
     "megatron-bert": ("megatron_bert", "MegatronBert"),
     "mobilebert": ("mobilebert", "MobileBert"),
+    "modernbert": ("modernbert", "ModernBert"),
     "mt5": ("mt5", "MT5"),
 }
 """`model_type` -> (module of this folder, what the names of its classes begin with)."""
@@ -31,6 +32,15 @@ CLASSES = {
     "bert": ("Config", "Model", *_BERT_TASKS),
     "megatron-bert": ("Config", "Model", *_BERT_TASKS),
     "mobilebert": ("Config", "Model", *_BERT_TASKS),
+    "modernbert": (
+        "Config",
+        "Model",
+        "ForMaskedLM",
+        "ForSequenceClassification",
+        "ForMultipleChoice",
+        "ForTokenClassification",
+        "ForQuestionAnswering",
+    ),
     "mt5": ("Config", "EncoderModel", "ForTokenClassification"),
 }
 """`model_type` -> the classes of the family, without what their names begin with."""
