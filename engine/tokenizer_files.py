@@ -54,7 +54,8 @@ class TokenizerFolder:
         settings: constructor options, special tokens included, from all settings files and the caller's own.
         declared: the tokenizer class that the folder names, without "Fast"; None where it names none.
         model_type: of `config.json`; None where there is none.
-        added: id -> token beyond the vocabulary's own; None where only `tokenizer.json` can tell.
+        added: id -> token beyond the vocabulary's own.
+        added_is_all: whether the added tokens of `tokenizer.json` do not count beside `added`.
         serialised: `tokenizer.json`, where there is one.
         vocabulary: `vocab.txt`, where there is one.
         sentencepiece: the sentencepiece model, where there is one.
@@ -64,7 +65,8 @@ class TokenizerFolder:
     settings: dict[str, Any]
     declared: str | None
     model_type: str | None
-    added: dict[int, AddedToken] | None
+    added: dict[int, AddedToken]
+    added_is_all: bool
     serialised: Path | None
     vocabulary: Path | None
     sentencepiece: Path | None
@@ -94,24 +96,24 @@ def read_tokenizer_folder(folder: Path, options: Mapping[str, Any] | None = None
     settings = {name: value for name, value in raw.items() if name not in IGNORED_SETTINGS} | options
     if "additional_special_tokens" in settings and not settings.get("extra_special_tokens"):
         settings["extra_special_tokens"] = settings.pop("additional_special_tokens")
-    added: dict[int, AddedToken] | None = None
     serialised = _existing(folder / SERIALISED_NAME)
-    if (decoder := settings.pop("added_tokens_decoder", None)) is not None:
+    decoder = settings.pop("added_tokens_decoder", None)
+    if decoder is not None:
         added = _added_tokens(decoder, path)
     else:
         named = _optional_json(folder / "special_tokens_map.json")
         check_options(named, str(folder / "special_tokens_map.json"), TokenizerError)
-        for name, value in named.items():
-            if not options.get(name):
-                settings["extra_special_tokens" if name == "additional_special_tokens" else name] = value
-        if serialised is None or (folder / "added_tokens.json").exists():
-            added = _older_added_tokens(folder / "added_tokens.json", settings)
+        settings |= {name: value for name, value in named.items() if not options.get(name)}
+        added = _older_added_tokens(folder / "added_tokens.json", settings)
+        if (older := settings.pop("additional_special_tokens", None)) is not None:
+            settings.setdefault("extra_special_tokens", older)
     return TokenizerFolder(
         folder=folder,
         settings={name: _token_of_object(value) for name, value in settings.items()},
         declared=_name(raw.get("tokenizer_class")),
         model_type=_name(_optional_json(folder / CONFIG_NAME).get("model_type")),
         added=added,
+        added_is_all=decoder is not None,
         serialised=serialised,
         vocabulary=_existing(folder / VOCABULARY_NAME),
         sentencepiece=_sentencepiece(folder),

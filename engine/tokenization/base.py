@@ -143,7 +143,7 @@ class PreTrainedTokenizerFast(Calling):
         Raises:
             TokenizerError: naming the file, the token and both ids.
         """
-        for index, token in (files.added or {}).items():
+        for index, token in files.added.items():
             found = self._backend.rust.token_to_id(token.content)
             if found != index:
                 raise TokenizerError(

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as RustTokenizer
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from ..errors import OptionError, TokenizerError
 from ..tokenizer_files import TokenizerFolder, one_line, read_serialised, read_vocabulary
@@ -70,6 +70,9 @@ class BertTokenizer(PreTrainedTokenizerFast):
             **{"pad_token": pad_token, "unk_token": unk_token, "cls_token": cls_token},
             **{"sep_token": sep_token, "mask_token": mask_token},
         }
+        for name in PARTS_OF_TEXTS:
+            if not isinstance(special[name], str | AddedToken):
+                raise OptionError(f"{type(self).__name__}: {name}: expected a token, got {special[name]!r:.60}")
         unknown = text_of(unk_token)
         if tokenizer_object is not None:
             model = _word_piece_of(tokenizer_object, unknown)
@@ -105,8 +108,8 @@ class BertTokenizer(PreTrainedTokenizerFast):
         settings, added = dict(files.settings), files.added
         if files.serialised is not None:
             rust = read_serialised(files.serialised)
-            if added is None:
-                added = rust.get_added_tokens_decoder()
+            if not files.added_is_all:
+                added = {**added, **rust.get_added_tokens_decoder()}
             take_sides(rust, settings)
             source, settings["tokenizer_object"] = files.serialised, rust
         elif files.vocabulary is not None:
@@ -115,9 +118,10 @@ class BertTokenizer(PreTrainedTokenizerFast):
             raise TokenizerError(f"{files.folder}: {cls.__name__}: expected tokenizer.json or vocab.txt, found neither")
         words = settings.get("vocab")
         known = words.keys() if words is not None else settings["tokenizer_object"].get_vocab().keys()
-        beyond = {token.content for token in (added or {}).values()}
+        beyond = {token.content for token in added.values()}
         for name, usual in zip(PARTS_OF_TEXTS, ("[UNK]", "[CLS]", "[SEP]"), strict=True):
-            token = text_of(settings.get(name) or usual)
+            settings[name] = settings.get(name) or usual
+            token = text_of(settings[name])
             if token not in known and token not in beyond:
                 raise TokenizerError(f"{source}: {name}: expected a line {token!r}, found none")
         try:

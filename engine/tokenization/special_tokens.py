@@ -137,7 +137,8 @@ class SpecialTokens:
         """Add tokens at the end of the vocabulary; those it has already are kept whole in texts from now on.
 
         Returns:
-            How many ids are new. A model needs as many more rows in its embedding table.
+            How many of them were not looked for before. `len(tokenizer)` says how many rows a model's embedding table
+            needs.
         """
         tokens = [new_tokens] if isinstance(new_tokens, str | AddedToken) else list(new_tokens)
         for token in tokens:
@@ -158,7 +159,7 @@ class SpecialTokens:
             replace_extra_special_tokens: a list replaces the one there is, instead of being added to it.
 
         Returns:
-            How many ids are new.
+            How many of them were not looked for before.
 
         Raises:
             OptionError: a name is unknown, or a value is no token.

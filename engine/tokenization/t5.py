@@ -107,8 +107,8 @@ class T5Tokenizer(PreTrainedTokenizerFast):
         settings, added = dict(files.settings), files.added
         if files.serialised is not None:
             rust = read_serialised(files.serialised)
-            if added is None:
-                added = rust.get_added_tokens_decoder()
+            if not files.added_is_all:
+                added = {**added, **rust.get_added_tokens_decoder()}
             take_sides(rust, settings)
             source, settings["tokenizer_object"] = files.serialised, rust
         elif files.sentencepiece is not None:
