@@ -204,6 +204,9 @@ def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
         raise ValueError(f"the name {shown(twice)} is given twice")
     if any(len(name) > LONGEST_NAME for name in found):
         raise ValueError(f"a name of more than {LONGEST_NAME:,} characters")
+    for text in (*found, *(value for value in found.values() if isinstance(value, str))):
+        if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise ValueError(f"{shown(text)} is not Unicode text")
     return found
 
 

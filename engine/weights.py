@@ -118,7 +118,7 @@ def load_weights(
     """Fill a model's parameters and persistent buffers from `folder`.
 
     Values are copied into the storage that is already there, so parameters that are views of one buffer stay views.
-    Beside the model, memory holds one piece of 4 MiB and its conversion, however large the checkpoint.
+    Beside the model, memory holds one piece of 8 MiB and its conversion, however large the checkpoint.
 
     Args:
         model: its `state_dict()` says which tensors are expected. Moved to `dtype` and `device` first; where it is
@@ -259,7 +259,6 @@ def _within(name: str, place: str) -> bool:
 def _copy(target: Tensor, tensors: Sequence[StoredTensor], advance: Callable[[int], object]) -> None:
     """Copy one of the tensors into the target; the others must have the same values."""
     first, *others = tensors
-    size = first.nbytes // max(first.numel, 1)
     held = target if target.is_contiguous() else torch.empty_like(target, memory_format=torch.contiguous_format)
     bad = 0
     # Into the storage that is there, and counted by `_version`, so that copies prepared from older values are dropped.
@@ -269,7 +268,7 @@ def _copy(target: Tensor, tensors: Sequence[StoredTensor], advance: Callable[[in
             values = first.file.read(first.name, begin, count).to(target.dtype)
             bad += _not_finite(values)
             flat[begin : begin + count].copy_(values)
-            advance(count * size)
+            advance(count * first.itemsize)
         if held is not target:
             target.copy_(held)
     if bad:
@@ -297,7 +296,7 @@ def _compare(one: StoredTensor, other: StoredTensor) -> None:
 
 def _pieces(tensor: StoredTensor) -> Iterator[tuple[int, int]]:
     """(first value, number of values) of each piece to read."""
-    step = PIECE_BYTES // 8  # also of the widest dtype
+    step = PIECE_BYTES // tensor.itemsize
     for begin in range(0, tensor.numel, step):
         yield begin, min(step, tensor.numel - begin)
 

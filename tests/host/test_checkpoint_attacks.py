@@ -261,6 +261,7 @@ ATTACKS: dict[str, Attack] = {
     "header nested deeply": Attack(raw(b'{"a":' * DEEP + b"1" + b"}" * DEEP), NOT_READABLE),
     "header with a number of a million digits": Attack(raw(b'{"a":' + b"9" * 1_000_000 + b"}"), NOT_READABLE),
     "header with NaN": Attack(raw(b'{"a":NaN}'), NOT_READABLE),
+    "header with half a character": Attack(raw(b'{"\\ud800":1}'), "is not Unicode text"),
     "duplicate key": Attack(
         raw(b'{"a":%b,"a":%b}' % ((json.dumps(entry(0, 4, [1])).encode(),) * 2), data=4), "'a' is given twice"
     ),
