@@ -17,6 +17,7 @@ from torch import Tensor
 __all__ = [
     "BaseModelOutput",
     "BaseModelOutputWithPooling",
+    "BaseModelOutputWithPoolingAndCrossAttentions",
     "MaskedLMOutput",
     "ModelOutput",
     "MultipleChoiceModelOutput",
@@ -93,6 +94,14 @@ class BaseModelOutputWithPooling(ModelOutput):
     pooler_output: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class BaseModelOutputWithPoolingAndCrossAttentions(BaseModelOutputWithPooling):
+    """Of a bare model that has a decoder's form as well; what only that has stays None."""
+
+    past_key_values: Any = None
+    cross_attentions: tuple[Tensor, ...] | None = None
 
 
 @dataclass

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..batch import PackedBatch
 from ..config import ModelConfig
 from ..errors import ConfigError
-from ..outputs import BaseModelOutputWithPooling
+from ..outputs import BaseModelOutputWithPooling, BaseModelOutputWithPoolingAndCrossAttentions
 from ..weights import NameRules
 from .activations import ACTIVATIONS, check_activation
 from .bare import BareModel
@@ -160,6 +160,8 @@ class MegatronBertModel(MegatronBertFamily, BareModel):
         ConfigError: the configuration is a decoder's.
     """
 
+    output_class = BaseModelOutputWithPoolingAndCrossAttentions
+
     def __init__(self, config: MegatronBertConfig, add_pooling_layer: bool = True) -> None:
         super().__init__(config)
         for field in ("is_decoder", "add_cross_attention"):
@@ -238,7 +240,7 @@ class MegatronBertForPreTraining(MegatronBertTask, ClsForPreTraining):
 class MegatronBertForMaskedLM(MegatronBertTask, ClsForMaskedLM):
     """MegatronBERT that fills in masked tokens."""
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         input_ids: Tensor | PackedBatch | None = None,
         attention_mask: Tensor | None = None,

@@ -24,7 +24,7 @@ from ..weights import NameRules
 from .activations import check_activation
 from .bare import BareModel
 from .blocks import Block, Dense
-from .mt5_blocks import MT5Block, ScaleNorm
+from .mt5_blocks import MT5Attention, MT5Block, MT5FeedForward, ScaleNorm
 from .parameters import Embedding
 from .pretrained import PreTrainedModel
 from .record import Record
@@ -127,11 +127,18 @@ class MT5Stack(Block):
         for block in self.block:
             if record is not None:
                 record.hidden_state(x)
-            x = block(x, batch, self.block[0].layer[0].SelfAttention.relative_attention_bias.weight, record)
+            x = block(x, batch, self.position_bias, record)
         x = self._dropped(self.final_layer_norm(x))
         if record is not None:
             record.hidden_state(x)
         return x
+
+    @property
+    def position_bias(self) -> Tensor:
+        """`[buckets, heads]`, of the first layer, for all."""
+        first = self.block[0]
+        assert isinstance(first, MT5Block)
+        return first.position_bias
 
     def _dropped(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout) if self.training and self.dropout else x
@@ -164,7 +171,7 @@ class MT5Family(PreTrainedModel):
             elif isinstance(module, Dense):
                 nn.init.normal_(module.weight, std=factor)
                 nn.init.zeros_(module.bias)
-            elif hasattr(module, "fill"):
+            elif isinstance(module, (MT5Attention, MT5FeedForward, ScaleNorm)):
                 module.fill(factor)
 
 

@@ -21,7 +21,7 @@ from .blocks import Block, JoinedLayers, attend, attention_op, linear_op, rms_no
 from .parameters import Embedding, Linear
 from .record import Record
 
-__all__ = ["MT5Block", "ScaleNorm"]
+__all__ = ["MT5Attention", "MT5Block", "MT5FeedForward", "ScaleNorm"]
 
 
 class ScaleNorm(Block):
@@ -175,6 +175,13 @@ class MT5Block(nn.Module):
     def __init__(self, config: Any, has_relative_attention_bias: bool) -> None:
         super().__init__()
         self.layer = nn.ModuleList([_AttentionLayer(config, has_relative_attention_bias), _FeedForwardLayer(config)])
+
+    @property
+    def position_bias(self) -> Tensor:
+        """The table of relative positions, `[buckets, heads]`; the first layer has it."""
+        attention = self.layer[0]
+        assert isinstance(attention, _AttentionLayer)
+        return attention.SelfAttention.relative_attention_bias.weight
 
     def forward(self, x: Tensor, batch: PackedBatch, position_bias: Tensor, record: Record | None = None) -> Tensor:
         """`[tokens, d_model]` to `[tokens, d_model]`, of the residual stream; position_bias `[buckets, heads]`."""
