@@ -115,8 +115,17 @@ def model_type(folder: Path) -> str:
     return found
 
 
+class _Spellings(type):
+    """Lets a configuration be constructed with any spelling of its fields."""
+
+    # Not annotated: type checkers then see the constructor that the dataclass has.
+    def __call__(cls, **values):
+        aliases: Mapping[str, str] = getattr(cls, "aliases", {})
+        return super().__call__(**{aliases.get(name, name): value for name, value in values.items()})
+
+
 @dataclass(kw_only=True)
-class ModelConfig:
+class ModelConfig(metaclass=_Spellings):
     """Base of every model's configuration: a dataclass whose fields are the ones its model reads.
 
     A subclass declares fields under the names of the checkpoint's `config.json`, with types made of
