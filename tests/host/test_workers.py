@@ -25,8 +25,8 @@ def here(number: int) -> tuple[int, int, int]:
     return number, threading.get_ident(), torch.get_num_threads()
 
 
-def alive() -> int:
-    return sum(thread.name.startswith("padless-run") for thread in threading.enumerate())
+def alive() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name.startswith("padless-run")}
 
 
 def test_calls_come_back_in_order_from_the_same_one_core_threads() -> None:
@@ -82,17 +82,16 @@ def test_leaving_early_waits_for_what_runs() -> None:
 
 
 def test_threads_end_with_their_owner() -> None:
-    before = alive()
+    others = alive()
     workers = Workers()
     list(workers.run(here, calls(4), 2))
-    assert alive() == before + 2
+    own = alive() - others
+    assert len(own) == 2
     del workers
     gc.collect()
-    for _ in range(500):
-        if alive() == before:
-            break
-        time.sleep(0.01)
-    assert alive() == before
+    for thread in own:
+        thread.join(30)
+    assert not own & alive()
 
 
 def test_copies_and_pickles_start_their_own() -> None:
