@@ -297,6 +297,8 @@ def randomise(model: transformers.PreTrainedModel) -> None:
     """Draw all weights anew, so large that no two logits are close, and let the second text never follow the first.
 
     MobileBERT's norms do not normalise: with weights as large its logits would reach thousands, and its losses 0.
+    The vector of the padding token stays zero, as transformers draws it: MobileBERT takes each token's neighbours in,
+    and transformers the padding behind the last one too.
     """
     deviation = 0.15 if model.config.model_type == "mobilebert" else 0.3
     with torch.no_grad():
@@ -307,6 +309,9 @@ def randomise(model: transformers.PreTrainedModel) -> None:
                 parameter.normal_(0.0, deviation)
             if name.endswith("seq_relationship.bias"):
                 parameter.copy_(torch.tensor([-3.0, 3.0]))
+        for module in model.modules():
+            if isinstance(module, torch.nn.Embedding) and module.padding_idx is not None:
+                module.weight[module.padding_idx] = 0.0
 
 
 def write_json(file: Path, content: object) -> None:

@@ -28,7 +28,7 @@ LEFT_OUT = {  # (page, block, what it is about): why
     ("003", 2, "MegatronBertForCausalLM"): GENERATION,
     ("004", 0, "pipeline"): PIPELINE,
     ("004", 1, "AutoModelForSeq2SeqLM"): GENERATION,
-    ("004", 2, "AutoModelForSeq2SeqLM"): "quantises with bitsandbytes, which computes on CUDA only",
+    ("004", 2, "AutoModelForSeq2SeqLM"): "quantises to 4 bits with bitsandbytes: padless does not",
     ("004", 3, "MT5Model"): GENERATION,
     ("004", 4, "MT5ForConditionalGeneration"): GENERATION,
     ("004", 6, "MT5ForSequenceClassification"): GENERATION,
@@ -143,7 +143,9 @@ def test_an_example_runs_on_the_checkpoint_that_is_published(block: Block, roots
 def test_an_example_constructs_the_full_size_that_transformers_does(block: Block, tmp_path: Path) -> None:
     with torch.device("meta"):
         theirs = oracle(block, tmp_path)
-    ours = run_with_padless(block, tmp_path)
+    # ModernBERT draws 149 million weights from a truncated normal distribution, which takes ten seconds.
+    with torch.device("meta" if block.subject == "ModernBertModel" else "cpu"):
+        ours = run_with_padless(block, tmp_path)
     assert run_differences(ours, theirs, tolerance=0.0) == []
     assert ours.variables["model"].num_parameters() == theirs.variables["model"].num_parameters()
     assert ours.variables["configuration"] is ours.variables["model"].config
