@@ -8,10 +8,10 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -62,8 +62,6 @@ class Hub(ThreadingHTTPServer):
 class Answer(BaseHTTPRequestHandler):
     """One request."""
 
-    server: Hub
-
     def do_GET(self) -> None:
         self.answer(with_body=True)
 
@@ -72,7 +70,7 @@ class Answer(BaseHTTPRequestHandler):
 
     def answer(self, *, with_body: bool) -> None:
         path = self.path.partition("?")[0]
-        self.server.asked.append(path)
+        cast(Hub, self.server).asked.append(path)
         name = path.removeprefix(f"/org/name/resolve/{COMMIT}/")
         if path in ("/api/models/org/name", "/api/models/org/name/revision/main", "/api/models/org/name/revision/v2"):
             siblings = [{"rfilename": name} for name in FILES]
@@ -111,7 +109,7 @@ def hub() -> Iterator[Hub]:
     server.server_close()
 
 
-def resolve(hub: Hub, home: Path, *questions: tuple[str, dict[str, object]], **variables: str) -> list[Any]:
+def resolve(hub: Hub, home: Path, *questions: tuple[str, Mapping[str, object]], **variables: str) -> list[Any]:
     """What `resolve_folder` answers in a process whose hub this is; huggingface_hub reads its settings at import."""
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PADLESS_"))},
