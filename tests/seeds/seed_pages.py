@@ -182,12 +182,12 @@ class Section:
 
 @cache
 def sections() -> tuple[Section, ...]:
-    """One for each class that a page has a heading for; outputs and TensorFlow's classes are left out."""
+    """One for each class that a page has a heading for; classes of outputs have none of their own name."""
     found = []
     for page, text in pages().items():
         for part in re.split(r"^## ", text, flags=re.M)[1:]:
             name = part.split("\n")[0].partition("[[")[0]
             documented = "[[transformers." in part.split("\n")[0] or "[[autodoc]]" in part
-            if documented and re.fullmatch(r"\w+", name) and not name.startswith("TF"):
+            if documented and re.fullmatch(r"\w+", name):
                 found.append(Section(page, name, part))
     return tuple(found)

@@ -18,14 +18,24 @@ import padless
 
 require_seeds()
 
-LEFT_OUT = {  # until the issue of generation and encoder-decoders
-    "MegatronBertForCausalLM",
-    "MT5ForConditionalGeneration",
-    "MT5ForQuestionAnswering",
-    "MT5ForSequenceClassification",
-    "MT5Model",
+GENERATION = "encoder-decoder and generation: a later issue"
+TENSORFLOW = "TensorFlow: removed from transformers, too"
+LEFT_OUT = {
+    "MegatronBertForCausalLM": GENERATION,
+    "MT5ForConditionalGeneration": GENERATION,
+    "MT5ForQuestionAnswering": GENERATION,
+    "MT5ForSequenceClassification": GENERATION,
+    "MT5Model": GENERATION,
+    "TFMobileBertForMaskedLM": TENSORFLOW,
+    "TFMobileBertForMultipleChoice": TENSORFLOW,
+    "TFMobileBertForNextSentencePrediction": TENSORFLOW,
+    "TFMobileBertForPreTraining": TENSORFLOW,
+    "TFMobileBertForQuestionAnswering": TENSORFLOW,
+    "TFMobileBertForSequenceClassification": TENSORFLOW,
+    "TFMobileBertForTokenClassification": TENSORFLOW,
+    "TFMobileBertModel": TENSORFLOW,
 }
-CLASSES_PER_PAGE = {"000": 11, "001": 11, "002": 7, "003": 10, "004": 7}
+CLASSES_PER_PAGE = {"000": 11, "001": 19, "002": 7, "003": 10, "004": 7}
 CONFIG_PARAMETERS = {"MobileBertConfig": 24, "ModernBertConfig": 34, "MegatronBertConfig": 19, "MT5Config": 15}
 # The page names no default for these, since it follows from other fields.
 DERIVED = {"layer_types", "num_decoder_layers", "rope_parameters"}
@@ -93,7 +103,7 @@ def test_the_pages_are_read_completely() -> None:
 
 
 def test_what_is_left_out_is_documented_and_not_there_yet() -> None:
-    assert set(NAMES) >= LEFT_OUT
+    assert LEFT_OUT.keys() <= set(NAMES)
     assert [name for name in sorted(LEFT_OUT) if hasattr(padless, name)] == []
 
 
