@@ -3,6 +3,7 @@ vocabulary is. Nothing is built here."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,7 +38,17 @@ NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token",
 # Where other files are is decided by their names in the folder: a path written into a settings file may lead anywhere.
 IGNORED_SETTINGS = {
     *("tokenizer_class", "auto_map", "init_inputs", "name_or_path", "special_tokens_map_file", "tokenizer_file"),
-    *("vocab_file", "added_tokens_file", "processor_class", "backend", "is_local", "local_files_only", "files_loaded"),
+    *(
+        "vocab",
+        "tokenizer_object",
+        "vocab_file",
+        "added_tokens_file",
+        "processor_class",
+        "backend",
+        "is_local",
+        "local_files_only",
+        "files_loaded",
+    ),
 }
 
 SWITCHES = ("do_lower_case", "tokenize_chinese_chars", "clean_up_tokenization_spaces", "split_special_tokens")
@@ -165,14 +176,15 @@ def check_options(options: Mapping[str, Any], where: str, error: type[TokenizerE
         if options[name] not in ("left", "right"):
             refuse(name, "'left' or 'right'")
     for name in set(NAMED_TOKENS) & options.keys():
-        if not isinstance(options[name], str | AddedToken | None) and not _is_token_object(options[name]):
+        if options[name] is not None and not _is_token(options[name]):
             refuse(name, "a token")
     if not isinstance(options.get("strip_accents"), bool | None):
         refuse("strip_accents", "true or false")
-    longest = options.get("model_max_length")
-    number = isinstance(longest, int | float) and not isinstance(longest, bool) and math.isfinite(longest)
-    if longest is not None and not (number and longest >= 0):
-        refuse("model_max_length", "a number of tokens")
+    for name in {"model_max_length", "max_len"} & options.keys():
+        longest = options[name]
+        number = isinstance(longest, int | float) and not isinstance(longest, bool) and math.isfinite(longest)
+        if longest is not None and not (number and longest >= 0):
+            refuse(name, "a number of tokens")
     extra = options.get("extra_ids", 0)
     if not isinstance(extra, int) or isinstance(extra, bool) or not 0 <= extra <= MOST_EXTRA_IDS:
         refuse("extra_ids", f"0 to {MOST_EXTRA_IDS:,}")
@@ -182,9 +194,7 @@ def check_options(options: Mapping[str, Any], where: str, error: type[TokenizerE
     for name in {"extra_special_tokens", "additional_special_tokens"} & options.keys():
         tokens = options[name]
         entries = [] if tokens is None else list(tokens.values()) if isinstance(tokens, dict) else tokens
-        if not isinstance(entries, list | tuple) or not all(
-            isinstance(token, str | AddedToken) or _is_token_object(token) for token in entries
-        ):
+        if not isinstance(entries, list | tuple) or not all(map(_is_token, entries)):
             refuse(name, "a list of tokens")
 
 
@@ -219,6 +229,18 @@ def _flags(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {"content": entry["content"], **{name: entry[name] for name in names if name in entry}}
 
 
+def _is_token(value: Any) -> bool:
+    """Whether this is a token that the library takes: it refuses lone surrogates."""
+    content = value.get("content") if isinstance(value, dict) else getattr(value, "content", value)
+    if not isinstance(content, str):
+        return False
+    try:
+        content.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _is_token_object(value: Any) -> bool:
     return isinstance(value, dict) and isinstance(value.get("content"), str)
 
@@ -229,6 +251,8 @@ def _token_of_object(value: Any) -> Any:
         return AddedToken(**{**_flags(value), "special": True})
     if isinstance(value, list):
         return [_token_of_object(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _token_of_object(item) for name, item in value.items()}
     return value
 
 
@@ -254,6 +278,10 @@ def _optional_json(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        return read_json(path, what="tokenizer settings")
+        found = read_json(path, what="tokenizer settings")
+        json.dumps(found, ensure_ascii=False).encode()
     except ConfigError as error:
         raise TokenizerError(str(error)) from None
+    except UnicodeEncodeError:
+        raise TokenizerError(f"{path}: holds a lone surrogate, which no text can") from None
+    return found

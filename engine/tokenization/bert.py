@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as RustTokenizer
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from ..errors import OptionError, TokenizerError
-from ..tokenizer_files import TokenizerFolder, one_line, read_serialised, read_vocabulary
+from ..tokenizer_files import TokenizerFolder, check_options, one_line, read_serialised, read_vocabulary
 from .base import PreTrainedTokenizerFast, take_sides
 from .special_tokens import text_of
 
@@ -70,8 +70,9 @@ class BertTokenizer(PreTrainedTokenizerFast):
             **{"pad_token": pad_token, "unk_token": unk_token, "cls_token": cls_token},
             **{"sep_token": sep_token, "mask_token": mask_token},
         }
+        check_options(special, type(self).__name__, OptionError)
         for name in PARTS_OF_TEXTS:
-            if not isinstance(special[name], str | AddedToken):
+            if special[name] is None:
                 raise OptionError(f"{type(self).__name__}: {name}: expected a token, got {special[name]!r:.60}")
         unknown = text_of(unk_token)
         if tokenizer_object is not None:
@@ -133,11 +134,15 @@ class BertTokenizer(PreTrainedTokenizerFast):
 
     def _set_post_processor(self, rust: RustTokenizer) -> None:
         start, end = text_of(self._named["cls_token"]), text_of(self._named["sep_token"])
-        rust.post_processor = processors.TemplateProcessing(
-            single=f"{start}:0 $A:0 {end}:0",
-            pair=f"{start}:0 $A:0 {end}:0 $B:1 {end}:1",
-            special_tokens=[(token, rust.token_to_id(token)) for token in dict.fromkeys((start, end))],
-        )
+        try:
+            rust.post_processor = processors.TemplateProcessing(
+                single=f"{start}:0 $A:0 {end}:0",
+                pair=f"{start}:0 $A:0 {end}:0 $B:1 {end}:1",
+                special_tokens=[(token, rust.token_to_id(token)) for token in dict.fromkeys((start, end))],
+            )
+        except (TypeError, ValueError) as error:
+            # The library reads this as text, in which white space and a leading "$" mean something.
+            raise TokenizerError(f"cls_token {start!r:.60}, sep_token {end!r:.60}: {one_line(error)}") from None
 
     def _check_settings(self, settings: Mapping[str, Any]) -> None:
         for name, value in settings.items():

@@ -36,8 +36,9 @@ def save_tokenizer(folder: Path, rust: RustTokenizer, settings: Mapping[str, Any
             unfinished = folder / f".{name}.{os.getpid()}"
             unfinished.write_text(text, encoding="utf-8")
             unfinished.replace(folder / name)
-    except OSError as error:
-        raise OptionError(f"{folder}: the tokenizer cannot be saved ({error.strerror or error})") from None
+    except (OSError, UnicodeEncodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OptionError(f"{folder}: the tokenizer cannot be saved ({reason})") from None
     return tuple(str(folder / name) for name in texts)
 
 

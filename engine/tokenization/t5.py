@@ -14,7 +14,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as RustTokenizer
 
 from ..errors import OptionError, TokenizerError
-from ..tokenizer_files import TokenizerFolder, one_line, read_serialised
+from ..tokenizer_files import TokenizerFolder, check_options, one_line, read_serialised
 from .base import PreTrainedTokenizerFast, take_sides
 from .charsmap import check_character_map
 from .sentencepiece import CONTROL, USER_DEFINED, SentencePieceModel, read_sentencepiece
@@ -63,6 +63,11 @@ class T5Tokenizer(PreTrainedTokenizerFast):
             OptionError: an option is out of range.
             TokenizerError: the vocabulary cannot be read.
         """
+        special = {"eos_token": eos_token, "unk_token": unk_token, "pad_token": pad_token}
+        check_options({**special, "extra_ids": extra_ids}, type(self).__name__, OptionError)
+        for name, token in special.items():
+            if token is None:
+                raise OptionError(f"{type(self).__name__}: {name}: expected a token, got {token!r:.60}")
         sentinels = [f"<extra_id_{number}>" for number in range(extra_ids)]
         path = vocab if isinstance(vocab, str | os.PathLike) else vocab_file
         unknown_id, normalizer = 2, None

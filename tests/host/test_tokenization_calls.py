@@ -124,6 +124,7 @@ def assert_equal(ours: BatchEncoding, theirs: Any) -> None:
 
 def compare(kind: str, *arguments: Any, **options: Any) -> None:
     ours, theirs = PAIRS[kind]
+    expected = None
     try:
         expected = theirs(*arguments, **options)
         # torch takes the rows [[], [5]] for a tensor of two empty rows.

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer as RustTokenizer
 
 from padless.bench import workloads
 from padless.bench.workloads import package_path
-from padless.engine.errors import InputError, ModelNotFoundError, OptionError, TokenizerError
+from padless.engine.errors import InputError, ModelNotFoundError, OptionError, PadlessError, TokenizerError
 from padless.engine.tokenization import (
     AutoTokenizer,
     BertTokenizer,
@@ -40,6 +40,9 @@ TEXTS = [
     *("Hello, my DOG isn't cute!", "ÉCOLE de Paris", "漢字かな", "[MASK] of [NEW] brandnew", "", "don't ' stop ."),
     *("a\u0301 b", "unbelievably long [mask]", "<s> </s> <pad> x"),
 ]
+
+
+NO: Any = "no"
 
 
 def assert_alike(ours: Any, theirs: Any, texts: list[str] = TEXTS) -> None:
@@ -254,9 +257,14 @@ def test_adding_tokens() -> None:
         (lambda tokenizer: tokenizer.add_tokens([3]), "add_tokens: expected tokens, got 3"),
         (lambda tokenizer: setattr(tokenizer, "cls_token", 3), "cls_token: expected a token, got 3"),
         (lambda tokenizer: setattr(tokenizer, "cls_token_id", 10**6), "cls_token_id: expected an id of the vocabulary"),
-        (lambda _: BertTokenizer(do_lower_case="no"), "BertTokenizer: do_lower_case: expected true or false, got 'no'"),
+        (
+            lambda _: BertTokenizer(do_lower_case=NO),
+            "BertTokenizer: do_lower_case: expected true or false, got 'no'",
+        ),
         (lambda _: BertTokenizer(padding_side="top"), "BertTokenizer: padding_side: expected 'left' or 'right'"),
         (lambda _: BertTokenizer(model_max_length="long"), "BertTokenizer: model_max_length: expected a number"),
+        (lambda _: T5Tokenizer(eos_token=3), "T5Tokenizer: eos_token: expected a token, got 3"),
+        (lambda _: BertTokenizer(mask_token="\ud800"), "BertTokenizer: mask_token: expected a token"),
         (lambda _: BertTokenizer(cls_token=None), "BertTokenizer: cls_token: expected a token"),
         (lambda _: T5Tokenizer(extra_ids=-1), "T5Tokenizer: extra_ids: expected 0 to 100,000, got -1"),
         (
@@ -344,6 +352,66 @@ def test_an_id_under_the_models_variable(tmp_path: Path, monkeypatch: pytest.Mon
     tokenizer = AutoTokenizer.from_pretrained("org/name", use_fast=True)
     assert tokenizer.name_or_path == "org/name"
     assert tokenizer("hello").input_ids == [101, 7592, 102]
+
+
+JUNK = [
+    None,
+    3,
+    True,
+    "",
+    "$A",
+    "a b",
+    "[CLS]",
+    "\ud800",
+    [],
+    ["a"],
+    [3],
+    {},
+    {"content": "x"},
+    {"content": 3},
+    -1,
+    1e400,
+]
+JUNK += [10**30, {"1": {"content": "a"}}, {"-1": {"content": "a"}}, {"99999999999": {"content": "a"}}]
+SETTINGS = [
+    *(
+        "cls_token",
+        "sep_token",
+        "unk_token",
+        "pad_token",
+        "mask_token",
+        "extra_special_tokens",
+        "padding_side",
+        "encode",
+    ),
+    *("additional_special_tokens", "model_max_length", "max_len", "model_input_names", "added_tokens_decoder"),
+    *("extra_ids", "clean_up_tokenization_spaces", "split_special_tokens", "tokenizer_class", "strip_accents"),
+    *("do_lower_case", "vocab", "tokenizer_object", "tokenizer_file", "vocab_file", "name_or_path", "init_kwargs"),
+]
+
+
+@pytest.mark.parametrize("kind", ["vocab.txt", "tokenizer.json", "t5"])
+def test_settings_of_junk_make_a_tokenizer_or_one_line(tmp_path: Path, kind: str) -> None:
+    made = refused = 0
+    if kind == "t5":
+        T5Tokenizer(extra_ids=1).save_pretrained(tmp_path)
+    else:
+        words = {token: number for number, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "hello"])}
+        (tmp_path / "vocab.txt").write_text("".join(f"{word}\n" for word in words))
+        if kind == "tokenizer.json":
+            BertTokenizer(words).save_pretrained(tmp_path)
+            (tmp_path / "vocab.txt").unlink()
+    for name in SETTINGS:
+        for value in JUNK:
+            (tmp_path / "tokenizer_config.json").write_text(json.dumps({name: value}))
+            try:
+                tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+                tokenizer(["hello", "hello hello"], padding=tokenizer.pad_token is not None, max_length=9)
+                tokenizer.save_pretrained(tmp_path / "saved")
+                made += 1
+            except PadlessError:
+                refused += 1
+    assert min(made, refused) > 100
 
 
 BERT = BertTokenizer.from_pretrained(MINILM), transformers.BertTokenizer.from_pretrained(MINILM)

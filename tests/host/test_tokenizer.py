@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, models, normalizers, pre_tokenizers, processors, trainers
@@ -270,6 +271,29 @@ def test_a_tokenizer_without_known_places_to_cut_is_never_cut(real_texts: list[s
     whole = tokenizer.encode([" ".join(real_texts)]).input_ids
     tokenizer.max_length = 9
     assert tokenizer.encode([" ".join(real_texts)]).input_ids.tolist() == [*whole[:8], whole[-1]]
+
+
+@pytest.mark.parametrize(
+    ("step", "cuts"),
+    [
+        (normalizers.Replace("  ", " "), True),
+        (normalizers.Replace(tokenizers.Regex(" {2,}"), " "), True),
+        (normalizers.Replace(tokenizers.Regex("[a-z] "), " "), False),
+        (normalizers.Replace("d i", "x"), False),
+        (normalizers.Replace(" ", ""), False),
+    ],
+    ids=str,
+)
+def test_a_step_that_looks_across_spaces_is_never_cut_before(
+    step: normalizers.Replace, cuts: bool, real_texts: list[str]
+) -> None:
+    rust = unigram(real_texts[300:340])
+    rust.normalizer = normalizers.Sequence([normalizers.NFKC(), step])
+    assert (TextCutter.for_tokenizer(rust) is not None) == cuts
+    tokenizer = Tokenizer(rust, source=Path("made/in/the/test"))
+    whole = tokenizer.encode(["the end d i  n " * 500]).input_ids
+    tokenizer.max_length = 9
+    assert tokenizer.encode(["the end d i  n " * 500]).input_ids.tolist() == [*whole[:8], whole[-1]]
 
 
 def assert_beginnings_agree(rust: RustTokenizer, text: str) -> None:
