@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from parity_compare import COSINE, LOSS, as_rows, difference, lowest_cosine, relative
+from parity_compare import COSINE, LOSS, difference, lowest_cosine, relative
 from parity_inputs import (
     FORMS,
     Texts,
@@ -28,6 +28,8 @@ from parity_models import TINY, ModelClass, model_classes, our_model, their_mode
 LENGTHS = (23, 1, 9, 40, 2, 9)
 EVERYTHING = {"output_hidden_states": True, "output_attentions": True}
 CLASSES = model_classes()
+ROUNDING = {"mt5": 1e-6, "modernbert": 1e-6}
+"""transformers takes the mean square of mT5's norms, and turns ModernBERT's queries and keys, in fp32 at most."""
 
 
 @cache
@@ -69,16 +71,14 @@ def test_in_fp64_only_rounding_is_left(item: ModelClass, form: str) -> None:
     expected = reference(item, torch.float64)
     found = run_form(ours, item, texts, form, **EVERYTHING)
     for name in expected:
-        gap = (as_rows(found[name]) - as_rows(expected[name])).abs().max()
-        # The rotary angles and the epsilon of T5's norm are fp32 in transformers, whatever the model is.
-        assert gap <= 1e-9 * as_rows(expected[name]).abs().max().clamp(min=1), name
+        gap = (found[name] - expected[name]).abs().max()
+        assert gap <= ROUNDING.get(item.family, 1e-9) * expected[name].abs().max().clamp(min=1), name
 
 
 @pytest.mark.parametrize("form", ["right", "packed"])
 @pytest.mark.parametrize("item", CLASSES, ids=str)
 def test_bf16_is_as_near_to_fp32_as_that_of_transformers(item: ModelClass, form: str) -> None:
-    theirs, _, texts = pair(item)
-    expected = run_alone(theirs, item, texts)
+    _, _, texts = pair(item)
     low = their_model(item, TINY[item.family], dtype=torch.bfloat16)
     # The reference has the weights that bf16 has, so that what differs is the computing.
     exact = their_model(item, TINY[item.family], dtype=torch.bfloat16).float()
@@ -94,6 +94,7 @@ def test_bf16_is_as_near_to_fp32_as_that_of_transformers(item: ModelClass, form:
 @pytest.mark.parametrize("item", [item for item in CLASSES if not item.is_bare], ids=str)
 def test_the_loss_of_each_text_alone_is_that_of_transformers(item: ModelClass) -> None:
     theirs, ours, texts = pair(item)
+    exact = pair(item, torch.float64)[0]
     compared = 0
     for row in range(len(texts)):
         call = alone_call(item, texts, row, with_targets=True)
@@ -107,7 +108,8 @@ def test_the_loss_of_each_text_alone_is_that_of_transformers(item: ModelClass) -
         elif expected == 0:  # the only choice
             assert found == 0
         else:
-            assert relative(found, expected) <= LOSS
+            # Large logits of few tokens: then no further from the truth than twice what transformers is.
+            assert relative(found, expected) <= max(LOSS, 2 * relative(expected, exact(**call).loss))
             compared += 1
     assert compared >= 3 or item.kind == "ForMultipleChoice"
 
@@ -152,7 +154,7 @@ def test_gradients_of_every_parameter_are_those_of_transformers(item: ModelClass
             continue
         assert parameter.grad is not None, name
         scale = theirs_gradient.abs().max().clamp(min=1)
-        assert (parameter.grad - theirs_gradient).abs().max() <= 1e-9 * scale, name
+        assert (parameter.grad - theirs_gradient).abs().max() <= ROUNDING.get(item.family, 1e-9) * scale, name
 
 
 @pytest.mark.parametrize("item", CLASSES, ids=str)
