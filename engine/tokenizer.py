@@ -19,7 +19,7 @@ from .errors import InputError, OptionError, TokenizerError
 from .text_cut import TextCutter
 from .tokenization.auto import tokenizer_of
 from .tokenization.surrogates import has_surrogate, without_surrogates
-from .tokenizer_files import one_line, read_tokenizer_folder
+from .tokenizer_files import is_of_library, one_line, read_tokenizer_folder
 
 __all__ = ["Tokenizer", "check_vocabulary"]
 
@@ -132,8 +132,10 @@ class Tokenizer:
                 repaired = np.fromiter(map(has_surrogate, texts), dtype=bool, count=len(texts))
                 mended = map(without_surrogates, texts)
                 return self._rust.encode_batch_fast(list(mended)), repaired
-        except Exception as error:
-            # The library raises plain Exception, such as for a character that it has no token for.
+        except BaseException as error:
+            if not is_of_library(error):
+                raise
+            # Such as for a character that it has no token for.
             raise TokenizerError(f"{self.source}: tokenising failed ({one_line(error)})") from None
 
     def _run_cut(self, texts: list[str], limit: int) -> tuple[list[Encoding], np.ndarray]:

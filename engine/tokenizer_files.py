@@ -21,6 +21,7 @@ __all__ = [
     "SETTINGS_NAME",
     "TokenizerFolder",
     "check_options",
+    "is_of_library",
     "one_line",
     "read_serialised",
     "read_tokenizer_folder",
@@ -196,6 +197,11 @@ def check_options(options: Mapping[str, Any], where: str, error: type[TokenizerE
         entries = [] if tokens is None else list(tokens.values()) if isinstance(tokens, dict) else tokens
         if not isinstance(entries, list | tuple) or not all(map(_is_token, entries)):
             refuse(name, "a list of tokens")
+
+
+def is_of_library(error: BaseException) -> bool:
+    """Whether this is a failure of the `tokenizers` library, whose panics are not even an Exception."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def one_line(error: BaseException) -> str:

@@ -15,7 +15,7 @@ from tokenizers import AddedToken, Encoding
 from tokenizers import Tokenizer as RustTokenizer
 
 from ..errors import InputError, TokenizerError
-from ..tokenizer_files import one_line
+from ..tokenizer_files import is_of_library, one_line
 
 __all__ = ["Backend", "Truncation", "add_tokens", "alike"]
 
@@ -85,8 +85,7 @@ class Backend:
         except TypeError:
             raise
         except BaseException as error:
-            # The library raises plain Exception, and its panics are of a class that is not even an Exception.
-            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            if not is_of_library(error):
                 raise
             message = one_line(error)
             if truncation is not None and ("runcat" in message or "stride" in message):

@@ -20,6 +20,7 @@ from ..tokenizer_files import (
 )
 from .backend import Backend, add_tokens, alike
 from .calling import Calling
+from .charsmap import character_maps, check_character_map
 from .saving import save_tokenizer
 from .special_tokens import text_of
 
@@ -133,7 +134,13 @@ class PreTrainedTokenizerFast(Calling):
         """
         if files.serialised is None:
             raise TokenizerError(f"{files.folder}: {cls.__name__}: expected tokenizer.json, found none")
-        tokenizer = cls(tokenizer_file=files.serialised, added_tokens_decoder=files.added, **files.settings)
+        rust = read_serialised(files.serialised)
+        try:
+            for data in character_maps(rust):
+                check_character_map(data)
+        except ValueError as error:
+            raise TokenizerError(f"{files.serialised}: {error}") from None
+        tokenizer = cls(tokenizer_object=rust, added_tokens_decoder=files.added, **files.settings)
         tokenizer.check_added(files)
         return tokenizer
 

@@ -11,13 +11,31 @@ which bit 9 says that it is to be shifted by 8. A unit with the high bit set is 
 
 from __future__ import annotations
 
-import numpy as np
+import base64
+import json
 
-__all__ = ["check_character_map"]
+import numpy as np
+from tokenizers import Tokenizer
+
+__all__ = ["character_maps", "check_character_map"]
 
 LARGEST_MAP = 8 * 2**20
 LONGEST_KEY = 1024
 VALUE = np.uint32(1 << 31)
+
+
+def character_maps(rust: Tokenizer) -> list[bytes]:
+    """The maps of characters that a tokenizer normalises with."""
+    if rust.normalizer is None:
+        return []
+    steps = [json.loads(rust.normalizer.__getstate__())]
+    maps = []
+    while steps:
+        step = steps.pop(0)
+        steps = [*step.get("normalizers", []), *steps]
+        if step["type"] == "Precompiled":
+            maps.append(base64.b64decode(step["precompiled_charsmap"]))
+    return maps
 
 
 def check_character_map(data: bytes) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -16,7 +14,7 @@ from tokenizers import Tokenizer as RustTokenizer
 from ..errors import OptionError, TokenizerError
 from ..tokenizer_files import TokenizerFolder, check_options, one_line, read_serialised
 from .base import PreTrainedTokenizerFast, take_sides
-from .charsmap import check_character_map
+from .charsmap import character_maps, check_character_map
 from .sentencepiece import CONTROL, USER_DEFINED, SentencePieceModel, read_sentencepiece
 from .special_tokens import text_of
 
@@ -172,13 +170,8 @@ def _unigram_of(rust: RustTokenizer) -> tuple[models.Unigram, normalizers.Precom
     """The vocabulary of a tokenizer, and its map of characters."""
     if not isinstance(rust.model, models.Unigram):
         raise TokenizerError(f"expected a Unigram vocabulary, found {type(rust.model).__name__}")
-    if rust.normalizer is None:
-        return rust.model, None
-    state = json.loads(rust.normalizer.__getstate__())
-    for step in state.get("normalizers", [state]):
-        if step["type"] == "Precompiled":
-            return rust.model, _normalizer(base64.b64decode(step["precompiled_charsmap"]), "tokenizer.json")
-    return rust.model, None
+    maps = character_maps(rust)
+    return rust.model, _normalizer(maps[0], "tokenizer.json") if maps else None
 
 
 def _normalizer(character_map: bytes, source: str) -> normalizers.Precompiled | None:

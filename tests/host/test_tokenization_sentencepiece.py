@@ -425,8 +425,10 @@ def test_a_stranger_s_map_inside_a_tokenizer_file_is_checked_too(tmp_path: Path)
     changed[4:8] = b"\xff\xff\xff\x7f"
     written["normalizer"]["precompiled_charsmap"] = base64.b64encode(changed).decode()
     path.write_text(json.dumps(written), encoding="utf-8")
-    with pytest.raises(TokenizerError, match=r"tokenizer.json: .*map of characters"):
-        AutoTokenizer.from_pretrained(tmp_path)
+    for cls in ("T5Tokenizer", "PreTrainedTokenizerFast"):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": cls}))
+        with pytest.raises(TokenizerError, match=r"tokenizer.json: .*map of characters"):
+            AutoTokenizer.from_pretrained(tmp_path)
 
 
 def test_a_model_beside_a_tokenizer_file_is_not_read(tmp_path: Path) -> None:
