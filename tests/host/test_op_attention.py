@@ -309,13 +309,14 @@ def one_thread() -> Iterator[None]:
 
 
 def run_cpu_row(
-    q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], scale: float | None = None
+    q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], scale: float | None = None, **options: Any
 ) -> tuple[Tensor, tuple[float, float, float]]:
     """The CPU row's output, and max|cpu - ref64|, max|eager - ref64|, max|ref64|."""
     arguments = (starts(lengths), max(lengths, default=0))
-    actual = cpu.varlen_attention(q, k, v, *arguments, softmax_scale=scale)
-    eager = attend(q, k, v, *arguments, softmax_scale=scale)
-    reference = attend(q.double(), k.double(), v.double(), *arguments, softmax_scale=scale)
+    actual = cpu.varlen_attention(q, k, v, *arguments, softmax_scale=scale, **options)
+    eager = attend(q, k, v, *arguments, softmax_scale=scale, **options)
+    wide = {name: value.double() if isinstance(value, Tensor) else value for name, value in options.items()}
+    reference = attend(q.double(), k.double(), v.double(), *arguments, softmax_scale=scale, **wide)
     assert actual.dtype == eager.dtype == q.dtype
     assert actual.shape == reference.shape
     assert actual.isfinite().all()
@@ -329,8 +330,10 @@ def assert_two_times_rule(error: float, eager_error: float, largest: float, dtyp
     assert error <= allowed, f"error {error:.3g}, allowed {allowed:.3g} (eager's own {eager_error:.3g})"
 
 
-def check_cpu_row(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], scale: float | None = None) -> Tensor:
-    out, errors = run_cpu_row(q, k, v, lengths, scale)
+def check_cpu_row(
+    q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], scale: float | None = None, **options: Any
+) -> Tensor:
+    out, errors = run_cpu_row(q, k, v, lengths, scale, **options)
     assert_two_times_rule(*errors, q.dtype)
     return out
 
@@ -507,13 +510,62 @@ def test_cpu_row_on_any_lengths_and_magnitudes(
     assert_two_times_rule(error, eager_error, largest, dtype)
 
 
+WINDOWS = [(0, 0), (64, 64), (3, 0), (0, 7), (-1, 5), (20, -1), (1, 300), (400, 400)]
+LONG = (390, 65, 64, 1, 129, 129, 130, 300)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("window", WINDOWS, ids=str)
+@pytest.mark.parametrize("lengths", [LONG, (1, 1, 0, 2), (700,)], ids=str)
+def test_cpu_row_in_a_window(lengths: tuple[int, ...], window: tuple[int, int], dtype: torch.dtype) -> None:
+    draws = [random_qkv(lengths, 3, 24, dtype=dtype, seed=seed) for seed in range(3)]
+    errors = np.array([run_cpu_row(*draw, lengths, window=window)[1] for draw in draws])
+    assert_two_times_rule(*errors.max(axis=0), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("window", [(-1, -1), (40, 3)], ids=str)
+@pytest.mark.parametrize("scores", [64, 5000, 1 << 20])
+def test_cpu_row_in_a_window_and_with_a_bias_in_small_blocks(
+    scores: int, window: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "SCORES_PER_BLOCK", scores)
+    lengths = (70, 70, 23, 141, 1)
+    bias = torch.randn(32, 2, generator=torch.Generator().manual_seed(2)).to(dtype)
+    check_cpu_row(*random_qkv(lengths, dtype=dtype), lengths, window=window, position_bias=bias)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("scale", [1.0, 0.0, None])
+@pytest.mark.parametrize(("buckets", "max_distance", "bidirectional"), BIASES)
+def test_cpu_row_with_a_position_bias(
+    buckets: int, max_distance: int, bidirectional: bool, scale: float | None, dtype: torch.dtype
+) -> None:
+    lengths = (130, 5, 5, 1, 0, 64)
+    bias = (torch.randn(buckets, 4, generator=torch.Generator().manual_seed(1)) * 2).to(dtype)
+    options = {"position_bias": bias, "bias_max_distance": max_distance, "bias_bidirectional": bidirectional}
+    draws = [random_qkv(lengths, 4, 32, dtype=dtype, seed=seed) for seed in range(DRAWS)]
+    errors = np.array([run_cpu_row(*draw, lengths, scale, **options)[1] for draw in draws])
+    assert_two_times_rule(*errors.max(axis=0), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("magnitude", [60.0, -60.0, 200.0])
+def test_cpu_row_where_a_bias_takes_the_exponentials_out_of_range(magnitude: float, dtype: torch.dtype) -> None:
+    bias = torch.full((32, 2), magnitude).to(dtype)
+    bias[3] = -magnitude
+    lengths = (40, 3)
+    check_cpu_row(*random_qkv(lengths, dtype=dtype), lengths, position_bias=bias)
+    check_cpu_row(*random_qkv(lengths, dtype=dtype), lengths, window=(2, 2), position_bias=bias)
+
+
 def test_cpu_row_says_what_it_cannot_do() -> None:
     served = Call("attention", "cpu", torch.float32, head_dim=32, window="full", bias="none")
     assert cpu.unsupported(served) == []
-    refused = Call("attention", "cpu", torch.float64, head_dim=32, window="sliding", bias="t5", cross=True, lse=True)
+    refused = Call("attention", "cpu", torch.float64, head_dim=32, window="causal", bias="t5", cross=True, lse=True)
     reasons = cpu.unsupported(refused)
-    assert len(reasons) == 5
-    for reason, words in zip(reasons, ["float64", "sliding", "t5", "cross", "log-sum-exp"], strict=True):
+    assert len(reasons) == 4
+    for reason, words in zip(reasons, ["float64", "causal", "cross", "log-sum-exp"], strict=True):
         assert reason.startswith("needs ")
         assert ", got " in reason
         assert words in reason
