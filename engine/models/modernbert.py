@@ -6,27 +6,25 @@ Layers are of two kinds, `full_attention` and `sliding_attention`, each with its
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..batch import PackedBatch
-from ..config import ModelConfig
-from ..errors import ConfigError
+from ..errors import InputError, OptionError
 from ..ops.bind import BoundOp, Source
 from ..weights import NameRules
-from .activations import ACTIVATIONS, check_activation
+from .activations import ACTIVATIONS
 from .bare import BareModel, Encoded
 from .blocks import Block, Dense, attend, attention_op, linear_op, norm_op
+from .modernbert_config import SLIDING, ModernBertConfig
 from .parameters import Embedding, LayerNorm, Linear
 from .pretrained import PreTrainedModel
 from .record import Record
-from .rope import Rope, RotaryTables
+from .rope import RotaryTables
 from .tasks import (
     ForMaskedLM,
     ForMultipleChoice,
@@ -46,136 +44,8 @@ __all__ = [
     "ModernBertModel",
 ]
 
-FULL, SLIDING = "full_attention", "sliding_attention"
-
 Turn = tuple[Tensor, Tensor, Tensor]
 """Table rows of the tokens, cosines and sines: see `engine/ops/rope.py`."""
-
-
-@dataclass(kw_only=True)
-class ModernBertConfig(ModelConfig):
-    """Fields and defaults of a ModernBERT `config.json`; sizes in channels, tokens or rows.
-
-    `global_attn_every_n_layers`, `global_rope_theta`, `local_rope_theta` and `rope_scaling` are the older vintage of
-    `layer_types` and `rope_parameters`: they fill these where these are not given, and are not written again.
-    """
-
-    model_type: ClassVar[str] = "modernbert"
-
-    vocab_size: int = 50368
-    hidden_size: int = 768
-    intermediate_size: int = 1152
-    num_hidden_layers: int = 22
-    num_attention_heads: int = 12
-    hidden_activation: str = "gelu"
-    max_position_embeddings: int = 8192
-    initializer_range: float = 0.02
-    initializer_cutoff_factor: float | None = 2.0
-    norm_eps: float = 1e-5
-    norm_bias: bool = False
-    pad_token_id: int | None = 50283
-    eos_token_id: int | list[int] | None = 50282
-    bos_token_id: int | None = 50281
-    cls_token_id: int | None = 50281
-    sep_token_id: int | None = 50282
-    attention_bias: bool = False
-    attention_dropout: float = 0.0
-    layer_types: list[Literal["full_attention", "sliding_attention"]] | None = None
-    rope_parameters: dict[str, Any] | None = None
-    local_attention: int = 128
-    embedding_dropout: float = 0.0
-    mlp_bias: bool = False
-    mlp_dropout: float = 0.0
-    decoder_bias: bool = True
-    classifier_pooling: Literal["cls", "mean"] = "cls"
-    classifier_dropout: float = 0.0
-    classifier_bias: bool = False
-    classifier_activation: str = "gelu"
-    deterministic_flash_attn: bool = False
-    sparse_prediction: bool = False
-    sparse_pred_ignore_index: int = -100
-    reference_compile: bool | None = None
-    repad_logits_with_grad: bool = False
-    global_attn_every_n_layers: int = 3
-    global_rope_theta: float = 160_000.0
-    local_rope_theta: float | None = 10_000.0
-    rope_scaling: dict[str, Any] | None = None
-
-    def check(self, source: str) -> None:
-        """Bring the older vintage into the newer one.
-
-        Raises:
-            ConfigError: naming the field.
-        """
-        if self.hidden_size % self.num_attention_heads:
-            raise ConfigError(
-                f"{source}: hidden_size: expected a multiple of num_attention_heads ({self.num_attention_heads}), "
-                f"got {self.hidden_size}"
-            )
-        for name in ("hidden_activation", "classifier_activation"):
-            check_activation(source, name, getattr(self, name))
-        limits = {"local_attention": (0, math.inf), "global_attn_every_n_layers": (1, math.inf)}
-        for name in ("attention_dropout", "embedding_dropout", "mlp_dropout", "classifier_dropout"):
-            limits[name] = (0, 1)
-        for name, (low, high) in limits.items():
-            if not low <= getattr(self, name) <= high:
-                raise ConfigError(f"{source}: {name}: expected {low} to {high}, got {getattr(self, name)}")
-        if self.layer_types is None:
-            every = self.global_attn_every_n_layers
-            self.layer_types = [SLIDING if index % every else FULL for index in range(self.num_hidden_layers)]
-        if len(self.layer_types) != self.num_hidden_layers:
-            raise ConfigError(
-                f"{source}: layer_types: expected num_hidden_layers ({self.num_hidden_layers}) of them, "
-                f"got {len(self.layer_types)}"
-            )
-        self.rope_parameters = self._rope_parameters(source)
-        for kind in self.layer_types:
-            self.rope(kind, source)
-
-    @property
-    def sliding_window(self) -> int:
-        """Keys seen to either side in a sliding layer."""
-        return self.local_attention // 2
-
-    def rope(self, kind: str, source: str = "ModernBertConfig") -> Rope:
-        """The rotation of one kind of layer.
-
-        Raises:
-            ConfigError: naming the parameter.
-        """
-        return Rope.from_parameters(
-            (self.rope_parameters or {})[kind],
-            head_dim=self.hidden_size // self.num_attention_heads,
-            max_positions=self.max_position_embeddings,
-            source=f"{source}: rope_parameters: {kind}",
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """As `config.json` has them, the older vintage left out."""
-        older = ("global_attn_every_n_layers", "global_rope_theta", "local_rope_theta", "rope_scaling")
-        return {name: value for name, value in super().to_dict().items() if name not in older}
-
-    def _rope_parameters(self, source: str) -> dict[str, Any]:
-        local = self.global_rope_theta if self.local_rope_theta is None else self.local_rope_theta
-        thetas = {FULL: self.global_rope_theta, SLIDING: local}
-        given = self.rope_parameters or {}
-        for name in given:
-            if name not in thetas:
-                raise ConfigError(f"{source}: rope_parameters: expected {FULL!r} and {SLIDING!r}, got {name!r}")
-        scaling = self.rope_scaling or {}
-        if "type" in scaling and "rope_type" not in scaling:
-            raise ConfigError(f"{source}: rope_scaling: expected rope_type, got type, which transformers ignores here")
-        found = {}
-        for kind, theta in thetas.items():
-            entry = given.get(kind)
-            if not isinstance(entry, Mapping | None):
-                raise ConfigError(f"{source}: rope_parameters: {kind}: expected an object, got {entry!r}")
-            entry = {**copy.deepcopy(dict(entry or {})), **copy.deepcopy(scaling)}
-            for name, value in (("rope_type", entry.get("type") or "default"), ("rope_theta", theta)):
-                if entry.get(name) is None:
-                    entry[name] = value
-            found[kind] = entry
-        return found
 
 
 class ModernBertEmbeddings(Block):
@@ -321,6 +191,36 @@ class ModernBertModel(ModernBertPreTrainedModel, BareModel):
         self.normalise = norm_op(self.final_norm)
         self.tables = {kind: RotaryTables(config.rope(kind)) for kind in dict.fromkeys(self.kinds)}
 
+    def forward(
+        self,
+        input_ids: Tensor | PackedBatch | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        *,
+        sliding_window_mask: Tensor | None = None,
+        indices: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+        batch_size: int | None = None,
+        seq_len: int | None = None,
+        **others: Any,
+    ) -> Any:
+        """As every bare model; token types mean nothing here.
+
+        Args:
+            sliding_window_mask: None; windows come from the configuration.
+            cu_seqlens: int32 `[texts + 1]`: `input_ids` are `[tokens]` without padding, and so are the outputs, as for
+                a PackedBatch. `indices`, `max_seqlen`, `batch_size` and `seq_len` add nothing to it.
+
+        Raises:
+            InputError: also where `cu_seqlens` does not fit `input_ids`.
+            OptionError: a `sliding_window_mask`.
+        """
+        input_ids, position_ids = _unpadded(input_ids, position_ids, cu_seqlens, sliding_window_mask)
+        return super().forward(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **others)
+
     @property
     def word_embeddings(self) -> nn.Embedding:
         """`[vocab, hidden]`."""
@@ -353,6 +253,34 @@ class ModernBertTask(ModernBertPreTrainedModel, TaskModel):
     def __init__(self, config: ModernBertConfig) -> None:
         super().__init__(config)
         self.head = ModernBertHead(config)
+
+    def forward(
+        self,
+        input_ids: Tensor | PackedBatch | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        next_sentence_label: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        positions: Tensor | None = None,
+        *,
+        sliding_window_mask: Tensor | None = None,
+        indices: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+        batch_size: int | None = None,
+        seq_len: int | None = None,
+        **others: Any,
+    ) -> Any:
+        """As every model of the task, with the further arguments of the bare model."""
+        input_ids, position_ids = _unpadded(input_ids, position_ids, cu_seqlens, sliding_window_mask)
+        return super().forward(
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds,
+            labels, next_sentence_label, start_positions, end_positions, positions, **others,
+        )  # fmt: skip
 
     def token_features(self, hidden: Tensor) -> Tensor:
         """The head on every token."""
@@ -394,3 +322,37 @@ class ModernBertForQuestionAnswering(ModernBertTask, ForQuestionAnswering):
     """Where the answer begins and where it ends."""
 
     span_layer = "classifier"
+
+    def span_features(self, hidden: Tensor) -> Tensor:
+        """The head on every token; unlike other families, with dropout in training."""
+        return self._dropped(self.head(hidden))
+
+
+def _unpadded(
+    input_ids: Tensor | PackedBatch | None,
+    position_ids: Tensor | None,
+    cu_seqlens: Tensor | None,
+    sliding_window_mask: Tensor | None,
+) -> tuple[Tensor | PackedBatch | None, Tensor | None]:
+    """The inputs as they are, or packed where they say that they have no padding."""
+    if sliding_window_mask is not None:
+        raise OptionError("sliding_window_mask: expected None, windows come from local_attention of the configuration")
+    if cu_seqlens is None:
+        return input_ids, position_ids
+    if not isinstance(input_ids, Tensor) or input_ids.dim() != 1:
+        raise InputError("cu_seqlens: expected with input_ids of one axis, [tokens]")
+    tokens, starts = len(input_ids), cu_seqlens.to(input_ids.device, torch.int32)
+    lengths = starts.diff().cpu()
+    if not len(starts) or int(starts[0]) != 0 or int(starts[-1]) != tokens or bool((lengths < 0).any()):
+        raise InputError(f"cu_seqlens: expected to rise from 0 to {tokens}, the number of tokens")
+    positions, spans = position_ids, None
+    if positions is None:
+        positions = torch.arange(tokens, device=starts.device) - starts[:-1].repeat_interleave(starts.diff())
+    else:
+        positions = positions.reshape(-1)
+        if len(positions) != tokens:
+            raise InputError(f"position_ids: expected {tokens} of them, got {len(positions)}")
+        parts = positions.cpu().split(lengths.tolist())
+        spans = torch.tensor([int(part.max()) + 1 if len(part) else 0 for part in parts])
+    longest = int(lengths.max()) if len(lengths) else 0
+    return PackedBatch(input_ids.long(), positions.long(), None, starts, lengths, longest, spans), None

@@ -337,15 +337,14 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
 @pytest.mark.parametrize(("name", "options"), OPTIONS, ids=lambda value: json.dumps(value)[:60])
 def test_options(name: str, options: dict[str, Any]) -> None:
     _, ours = build(name, **options)
-    # Theirs is made anew for every text: under `dynamic` rotations it remembers the longest it has seen.
     rows = texts_of((33, 9, 60, 1, 12))
+    # Theirs is made anew for every text: under `dynamic` rotations it remembers the longest it has seen.
+    references = [alone(build(name, **options)[0], [row])[0] for row in rows]
     for side in ("right", "left"):
         ids, mask = padded(rows, side), mask_of(rows, side)
         with torch.no_grad():
             outputs = ours(input_ids=ids, attention_mask=mask)
-        for index, row in enumerate(rows):
-            theirs, _ = build(name, **options)
-            (reference,) = alone(theirs, [row])
+        for index, (row, reference) in enumerate(zip(rows, references, strict=True)):
             for field, expected in reference.items():
                 found = outputs[field][index]
                 if field != "logits" or expected.dim() == 3:
@@ -840,13 +839,38 @@ def test_initial_values_follow_the_rule_of_transformers() -> None:
 
 
 def test_older_arguments_and_targets_of_other_tasks() -> None:
-    _, ours = build("ForTokenClassification")
-    row = texts_of((6,))[0][None]
+    theirs, ours = build("ForTokenClassification")
+    rows = texts_of((6, 0, 9))
+    row, starts = rows[0][None], torch.tensor([0, 6, 6, 15], dtype=torch.int32)
+    expected = torch.cat([theirs(input_ids=rows[index][None]).logits[0] for index in (0, 2)])
+    positions = torch.cat([torch.arange(6) + 3, torch.arange(9) * 5])
     with torch.no_grad():
-        plain = ours(row).logits
-        older = dict.fromkeys(("sliding_window_mask", "indices", "cu_seqlens", "max_seqlen", "batch_size", "seq_len"))
-        assert torch.equal(ours(row, **older).logits, plain)
-    with pytest.raises(OptionError, match="cu_seqlens"):
-        ours(row, cu_seqlens=torch.tensor([0, 3, 6]))
+        nothing = dict.fromkeys(("sliding_window_mask", "indices", "cu_seqlens", "max_seqlen", "batch_size", "seq_len"))
+        assert_close(ours(row, **nothing).logits[0], expected[:6])
+        # Tokens that come without padding.
+        older = {"cu_seqlens": starts, "max_seqlen": 9, "batch_size": 3, "seq_len": 9, "indices": torch.arange(15)}
+        assert_close(ours(torch.cat(rows), **older).logits, expected)
+        moved = ours(torch.cat(rows), position_ids=positions, **older).logits
+        assert_close(moved[6:], theirs(input_ids=rows[2][None], position_ids=positions[None, 6:]).logits[0])
+        hidden = ours.model(torch.cat(rows), cu_seqlens=starts).last_hidden_state
+        assert_close(hidden, torch.cat([theirs.model(rows[index][None]).last_hidden_state[0] for index in (0, 2)]))
     with pytest.raises(OptionError, match="start_positions"):
         ours(row, start_positions=torch.tensor([0]))
+    with pytest.raises(OptionError, match="sliding_window_mask"):
+        ours(row, sliding_window_mask=torch.ones(1, 6))
+    for ids, wrong in ((row, starts), (rows[0], [0, 5]), (rows[0], [1, 6]), (rows[0], [0, 7, 6]), (rows[0], [])):
+        with pytest.raises(InputError, match="cu_seqlens"):
+            ours(ids, cu_seqlens=torch.as_tensor(wrong))
+    with pytest.raises(InputError, match="position_ids"):
+        ours(rows[0], cu_seqlens=torch.tensor([0, 6]), position_ids=torch.arange(5))
+
+
+@pytest.mark.parametrize("name", ["ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice"])
+def test_every_classifier_has_its_dropout(name: str) -> None:
+    _, ours = build(name, classifier_dropout=0.5)
+    row = texts_of((12,))[0].view((1, 1, 12) if name == "ForMultipleChoice" else (1, 12))
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        assert torch.equal(ours(row)[0], ours(row)[0])
+        ours.train()
+        assert not torch.equal(ours(row)[0], ours(row)[0])
