@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import os
+import stat
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, InitVar, dataclass, field, fields
@@ -26,7 +27,10 @@ __all__ = ["CONFIG_NAME", "LIMITS", "ModelConfig", "model_type", "read_json"]
 CONFIG_NAME = "config.json"
 
 LARGEST_JSON = 100 * 2**20
-"""Bytes. The largest real one, a weight index, has a few megabytes."""
+"""Bytes. The largest real one, a tokenizer, has some tens of megabytes."""
+
+LARGEST_CONFIG = 6 * 2**20
+"""Bytes of a `config.json`; names for 22,000 labels take one megabyte."""
 
 LIMITS: dict[str, tuple[float, float]] = {
     "vocab_size": (1, 2**24),
@@ -64,28 +68,31 @@ LIMITS: dict[str, tuple[float, float]] = {
 logger = logging.getLogger(__name__)
 
 
-def read_json(path: Path, *, what: str) -> dict[str, Any]:
+def read_json(path: Path, *, what: str, largest: int = LARGEST_JSON) -> dict[str, Any]:
     """Read a JSON file that must hold an object.
 
     Args:
         path: the file.
         what: what the file is to the reader, such as "model configuration"; begins the error message.
+        largest: bytes; what is parsed takes some twenty times as many.
 
     Raises:
         ConfigError: the file is missing, unreadable, too large, not UTF-8, not JSON, or not an object.
     """
-    value = read_json_value(path, what=what)
+    value = read_json_value(path, what=what, largest=largest)
     if not isinstance(value, dict):
         raise ConfigError(f"{what} {path}: expected a JSON object, got {_describe(value)}")
     return value
 
 
-def read_json_value(path: Path, *, what: str) -> Any:
+def read_json_value(path: Path, *, what: str, largest: int = LARGEST_JSON) -> Any:
     """Like `read_json`, for a file whose top level need not be an object."""
     try:
-        size = path.stat().st_size
-        if size > LARGEST_JSON:
-            raise ConfigError(f"{what} {path}: {size:,} bytes, expected at most {LARGEST_JSON:,}")
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise ConfigError(f"{what} {path}: cannot be read (not a regular file)")
+        if found.st_size > largest:
+            raise ConfigError(f"{what} {path}: {found.st_size:,} bytes, expected at most {largest:,}")
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(f"{what} {path}: no such file") from None
@@ -109,7 +116,7 @@ def model_type(folder: Path) -> str:
         ConfigError: there is no readable `config.json`, or the field is missing or not a string.
     """
     path = folder / CONFIG_NAME
-    found = read_json(path, what="model configuration").get("model_type")
+    found = read_json(path, what="model configuration", largest=LARGEST_CONFIG).get("model_type")
     if not isinstance(found, str) or not found:
         raise ConfigError(f"{path}: model_type: expected a name such as 'bert', got {_describe(found)}")
     return found
@@ -232,7 +239,7 @@ class ModelConfig(metaclass=_Spellings):
             OptionError: an override that is no field of this configuration.
         """
         path = folder / CONFIG_NAME
-        raw = read_json(path, what="model configuration")
+        raw = read_json(path, what="model configuration", largest=LARGEST_CONFIG)
         if "auto_map" in raw:
             logger.warning("%s: auto_map names code beside the weights; it is ignored, padless runs its own", path)
         known = {item.name for item in fields(cls)} | set(cls.aliases)
@@ -289,7 +296,7 @@ def _checked(value: Any, hint: Any, where: str, name: str) -> Any:
     if not _fits(value, hint):
         raise ConfigError(f"{where}: expected {_spell(hint)}, got {_describe(value)}")
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        if not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{where}: expected a finite number, got {value}")
         if limits is not None and not limits[0] <= value <= limits[1]:
             raise ConfigError(f"{where}: expected {limits[0]:g} to {limits[1]:g}, got {_describe(value)}")

@@ -137,7 +137,7 @@ class PreTrainedModel(Block, metaclass=_ModelType):
         """
         if attn_implementation is not None:
             logger.info("attn_implementation=%r is ignored: the dispatch table chooses", attn_implementation)
-        folder = resolve_folder(path)
+        folder = resolve_folder(path, revision=revision, local_files_only=local_files_only)
         if config is None:
             config = cls._read_config(folder, overrides)
         elif overrides:
@@ -158,7 +158,7 @@ class PreTrainedModel(Block, metaclass=_ModelType):
             progress=True,
         )
         for name in report.initialised:
-            model.initialise(model.get_submodule(name))
+            model._initialise_part(name)
             logger.warning(
                 "%s: no weights for %s, which %s needs: initialised at random; train it before use",
                 folder, name, cls.__name__,
@@ -231,6 +231,15 @@ class PreTrainedModel(Block, metaclass=_ModelType):
     def initialise(self, part: nn.Module | None = None) -> None:
         """Fill the parameters of the model, or of one part of it, by the rule of the configuration."""
         initialise(self if part is None else part, self.config.initializer_range)
+
+    def _initialise_part(self, name: str) -> None:
+        """Fill one submodule; what it shares with the rest of the model, which is loaded, stays as it is."""
+        for tied in self.tie_table():
+            owner, _, attribute = tied.rpartition(".")
+            if tied.startswith(f"{name}."):
+                setattr(self.get_submodule(owner), attribute, nn.Parameter(torch.empty(0)))
+        self.initialise(self.get_submodule(name))
+        self.tie_weights()
 
     def _bind_own(self) -> None:
         reason = self.refused_dtypes.get(self.dtype)

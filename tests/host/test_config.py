@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,7 +169,7 @@ def test_a_file_of_absurd_size_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     with path.open("wb") as stream:
         stream.truncate(2**40)
-    with pytest.raises(ConfigError, match=r"1,099,511,627,776 bytes, expected at most 104,857,600"):
+    with pytest.raises(ConfigError, match=r"1,099,511,627,776 bytes, expected at most 6,291,456"):
         model_type(tmp_path)
 
 
@@ -234,3 +235,9 @@ def test_a_file_is_not_a_model(tmp_path: Path) -> None:
     path.write_bytes(b"")
     with pytest.raises(ModelNotFoundError, match=r"is a file, expected the folder that holds config.json"):
         resolve_folder(path)
+
+
+def test_a_pipe_is_refused_without_waiting_for_its_writer(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(ConfigError, match=r"config\.json: cannot be read \(not a regular file\)"):
+        model_type(tmp_path)
