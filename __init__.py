@@ -81,6 +81,21 @@ if TYPE_CHECKING:
         ModernBertModel,
     )
     from .engine.models.mt5 import MT5Config, MT5EncoderModel, MT5ForTokenClassification
+    from .engine.tokenization import (
+        AutoTokenizer,
+        BatchEncoding,
+        BertTokenizer,
+        BertTokenizerFast,
+        CharSpan,
+        MobileBertTokenizer,
+        MobileBertTokenizerFast,
+        MT5Tokenizer,
+        MT5TokenizerFast,
+        PreTrainedTokenizerFast,
+        T5Tokenizer,
+        T5TokenizerFast,
+        TokenSpan,
+    )
 
 __version__ = "0.1.0"
 
@@ -94,7 +109,9 @@ __all__ = [
     "AutoModelForQuestionAnswering",
     "AutoModelForSequenceClassification",
     "AutoModelForTokenClassification",
+    "AutoTokenizer",
     "BackendError",
+    "BatchEncoding",
     "BertConfig",
     "BertForMaskedLM",
     "BertForMultipleChoice",
@@ -104,6 +121,9 @@ __all__ = [
     "BertForSequenceClassification",
     "BertForTokenClassification",
     "BertModel",
+    "BertTokenizer",
+    "BertTokenizerFast",
+    "CharSpan",
     "ConfigError",
     "Encoder",
     "InputError",
@@ -111,6 +131,8 @@ __all__ = [
     "MT5Config",
     "MT5EncoderModel",
     "MT5ForTokenClassification",
+    "MT5Tokenizer",
+    "MT5TokenizerFast",
     "MegatronBertConfig",
     "MegatronBertForMaskedLM",
     "MegatronBertForMultipleChoice",
@@ -129,6 +151,8 @@ __all__ = [
     "MobileBertForSequenceClassification",
     "MobileBertForTokenClassification",
     "MobileBertModel",
+    "MobileBertTokenizer",
+    "MobileBertTokenizerFast",
     "ModelNotFoundError",
     "ModernBertConfig",
     "ModernBertForMaskedLM",
@@ -139,6 +163,10 @@ __all__ = [
     "ModernBertModel",
     "OptionError",
     "PadlessError",
+    "PreTrainedTokenizerFast",
+    "T5Tokenizer",
+    "T5TokenizerFast",
+    "TokenSpan",
     "TokenizerError",
     "WeightsError",
     "__version__",
@@ -213,6 +241,21 @@ _NAMES_OF = {
         "ModernBertModel",
     ),
     ".engine.models.mt5": ("MT5Config", "MT5EncoderModel", "MT5ForTokenClassification"),
+    ".engine.tokenization": (
+        "AutoTokenizer",
+        "BatchEncoding",
+        "BertTokenizer",
+        "BertTokenizerFast",
+        "CharSpan",
+        "MT5Tokenizer",
+        "MT5TokenizerFast",
+        "MobileBertTokenizer",
+        "MobileBertTokenizerFast",
+        "PreTrainedTokenizerFast",
+        "T5Tokenizer",
+        "T5TokenizerFast",
+        "TokenSpan",
+    ),
 }
 _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names}
 
