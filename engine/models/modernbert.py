@@ -199,6 +199,9 @@ class ModernBertModel(ModernBertPreTrainedModel, BareModel):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         *,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
         sliding_window_mask: Tensor | None = None,
         indices: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
@@ -219,7 +222,11 @@ class ModernBertModel(ModernBertPreTrainedModel, BareModel):
             OptionError: a `sliding_window_mask`.
         """
         input_ids, position_ids = _unpadded(input_ids, position_ids, cu_seqlens, sliding_window_mask)
-        return super().forward(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **others)
+        return super().forward(
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds,
+            output_attentions=output_attentions, output_hidden_states=output_hidden_states, return_dict=return_dict,
+            **others,
+        )  # fmt: skip
 
     @property
     def word_embeddings(self) -> nn.Embedding:
@@ -267,6 +274,9 @@ class ModernBertTask(ModernBertPreTrainedModel, TaskModel):
         end_positions: Tensor | None = None,
         positions: Tensor | None = None,
         *,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
         sliding_window_mask: Tensor | None = None,
         indices: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
@@ -279,7 +289,9 @@ class ModernBertTask(ModernBertPreTrainedModel, TaskModel):
         input_ids, position_ids = _unpadded(input_ids, position_ids, cu_seqlens, sliding_window_mask)
         return super().forward(
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds,
-            labels, next_sentence_label, start_positions, end_positions, positions, **others,
+            labels, next_sentence_label, start_positions, end_positions, positions,
+            output_attentions=output_attentions, output_hidden_states=output_hidden_states, return_dict=return_dict,
+            **others,
         )  # fmt: skip
 
     def token_features(self, hidden: Tensor) -> Tensor:
