@@ -10,6 +10,7 @@ import logging
 import os
 import re
 from pathlib import Path
+from textwrap import shorten
 
 from .errors import ModelNotFoundError
 
@@ -93,5 +94,5 @@ def _from_hub(model_id: str, revision: str | None, local_files_only: bool) -> Pa
         )
     except Exception as error:  # whatever the network, the disk or the hub come up with
         reason = " ".join(str(error).split())
-        return f"the Hugging Face hub ({type(error).__name__}: {reason[:200]})"
+        return f"the Hugging Face hub ({type(error).__name__}: {shorten(reason, 100)})"
     return Path(folder)
