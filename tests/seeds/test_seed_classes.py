@@ -13,6 +13,7 @@ import torch
 import transformers
 from seed_folders import SEED, write_model
 from seed_pages import Parameter, Section, require_seeds, sections
+from seed_runs import differences
 
 import padless
 
@@ -140,13 +141,33 @@ def test_forward_names_every_documented_argument(section: Section) -> None:
 
 
 @pytest.mark.parametrize("section", MODELS, ids=by_name)
-def test_a_model_constructs_and_returns_the_documented_fields(section: Section) -> None:
+def test_forward_takes_every_documented_argument_and_no_other(section: Section) -> None:
+    model = tiny_model(section).eval()
+    input_ids = inputs_of(section, 37)["input_ids"]
+    plain = model(input_ids=input_ids)
+    given = model(**{**dict.fromkeys(section.forward_arguments), "input_ids": input_ids})
+    assert differences(given, plain, "outputs", tolerance=0.0) == []
+    as_tuple = model(input_ids, return_dict=False)
+    assert isinstance(as_tuple, tuple)
+    assert differences(as_tuple, plain.to_tuple(), "outputs", tolerance=0.0) == []
+    with pytest.raises(padless.PadlessError, match="attention_masks"):
+        model(input_ids, attention_masks=torch.ones_like(input_ids))
+
+
+def tiny_model(section: Section) -> Any:
+    """The class of the section from a tiny configuration, with weights drawn from a seed."""
     labels = {} if "QuestionAnswering" in section.name else {"num_labels": 5}  # that head's labels are start and end
     config = getattr(padless, f"{family(section.name)}Config")(**TINY[family(section.name)], **labels)
     torch.manual_seed(SEED)
     model = getattr(padless, section.name)(config)
     assert model.config is config
-    outputs = model(**inputs_of(section, config.vocab_size), output_hidden_states=True, output_attentions=True)
+    return model
+
+
+@pytest.mark.parametrize("section", MODELS, ids=by_name)
+def test_a_model_constructs_and_returns_the_documented_fields(section: Section) -> None:
+    model = tiny_model(section)
+    outputs = model(**inputs_of(section, 37), output_hidden_states=True, output_attentions=True)
 
     sizes = {"batch_size": BATCH, "sequence_length": SEQUENCE, "hidden_size": 24, "num_choices": CHOICES, "2": 2}
     sizes |= {"config.vocab_size": 37, "config.num_labels": 5}
