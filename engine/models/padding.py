@@ -127,7 +127,8 @@ def pack_padded(
     if position_ids is None:
         positions = layout.pack(present.cumsum(dim=1) - 1, "position_ids")
     else:
-        positions = layout.pack(position_ids.expand(shape) if position_ids.dim() <= 2 else position_ids, "position_ids")
+        shared = tuple(position_ids.shape) in ((shape[1],), (1, shape[1]))
+        positions = layout.pack(position_ids.expand(shape) if shared else position_ids, "position_ids")
         reached = layout.unpack(positions + 1)
         spans = (reached.amax(dim=1) if shape[1] else host_lengths).long().cpu()
     cu_seqlens = F.pad(lengths.cumsum(dim=0, dtype=torch.int32), (1, 0))
