@@ -119,9 +119,8 @@ class MT5Stack(Block):
 
     def forward(self, batch: PackedBatch, inputs_embeds: Tensor | None = None, record: Record | None = None) -> Tensor:
         """The last hidden state, `[tokens, d_model]`."""
-        x = self._dropped(
-            self.embed(batch.input_ids, batch.position_ids, None) if inputs_embeds is None else inputs_embeds
-        )
+        x = self.embed(batch.input_ids, batch.position_ids, None) if inputs_embeds is None else inputs_embeds
+        x = self._dropped(x)
         if x.dtype == torch.float16:
             x = x.float()
         for block in self.block:

@@ -376,6 +376,7 @@ def test_fp16_carries_a_residual_stream_beyond_its_range(proj: str, tmp_path: Pa
         found = half(packed(ids), output_hidden_states=True)
     assert expected.hidden_states[1].abs().max().item() > torch.finfo(torch.float16).max
     assert found.last_hidden_state.dtype == torch.float16
+    assert {state.dtype for state in found.hidden_states[:-1]} == {torch.float32}
     for ours, wanted in zip(found.hidden_states, expected.hidden_states, strict=True):
         assert bool(torch.isfinite(ours).all())
         assert cosines(ours, wanted).min().item() >= 0.999
