@@ -15,7 +15,7 @@ RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak lint format bench clean
+.PHONY: help demo test soak parity lint format bench clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ test: $(DEV_STAMP)  ## all tests, in three processes: host and models, interpret
 
 soak: $(DEV_STAMP)  ## the long proofs whose short forms run in make test; summaries belong in docs/soak.md
 	$(UNSET) $(PYTEST) tests --ignore=tests/kernels --ignore=tests/gate -m soak
+
+parity: $(DEV_STAMP)  ## write docs/parity.md: every class beside transformers, in tiny and in real shapes, minutes
+	$(UNSET) HF_HUB_OFFLINE=1 $(BIN)/python tests/parity/parity_report.py
 
 lint: $(DEV_STAMP)  ## ruff (rules and formatting) and pyright
 	@mkdir -p $(VENV)/typing && ln -sfn ../.. $(VENV)/typing/padless
