@@ -83,6 +83,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "trigrams of full width": {"embedding_size": 24},
     "trigrams as wide as the hidden states": {"embedding_size": 8},
     "intra_bottleneck_size": {"intra_bottleneck_size": 30},
+    "heads that divide the bottleneck alone": {"intra_bottleneck_size": 30, "num_attention_heads": 5},
     "classifier_activation": {"classifier_activation": False},
 }
 """Field by field, what else changes the maths of the bare model; `num_labels`, `problem_type`, `tie_word_embeddings`,
@@ -692,7 +693,7 @@ def test_random_weights_follow_the_configuration() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"num_attention_heads": 5}, "intra_bottleneck_size: expected a multiple of num_attention_heads"),
+        ({"num_attention_heads": 8}, "intra_bottleneck_size: expected a multiple of num_attention_heads"),
         ({"num_attention_heads": 5, "use_bottleneck": False}, "hidden_size: expected a multiple"),
         ({"key_query_shared_bottleneck": False}, "key_query_shared_bottleneck: expected true, or"),
         ({"num_feedforward_networks": 0}, "num_feedforward_networks: expected 1 to"),
