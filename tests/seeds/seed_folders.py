@@ -306,7 +306,8 @@ def randomise(model: transformers.PreTrainedModel) -> None:
             if parameter.ndim == 1 and name.endswith("weight"):
                 parameter.normal_(1.0, 0.1)
             else:
-                parameter.normal_(0.0, deviation)
+                sharp = ".query." in name or ".key." in name  # attention far from uniform
+                parameter.normal_(0.0, max(deviation, 0.8) if sharp else deviation)
             if name.endswith("seq_relationship.bias"):
                 parameter.copy_(torch.tensor([-3.0, 3.0]))
         for module in model.modules():
