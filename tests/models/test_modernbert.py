@@ -6,7 +6,7 @@ import copy
 import json
 import logging
 import pickle
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,15 @@ TASKS = ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "
 """Those of one text a row; multiple choice has tests of its own."""
 
 LENGTHS = (9, 1, 33, 4, 10)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Tensors this small gain nothing from a second thread, and lose much where the cores are busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def build(name: str, *, seed: int = 0, scale: float = 0.25, **overrides: Any) -> tuple[Any, Any]:
@@ -424,6 +433,31 @@ def test_every_vintage_computes_what_transformers_does(vintage: dict[str, Any]) 
     ours = modernbert.ModernBertModel(modernbert.ModernBertConfig(**{**BASE, **vintage})).eval()
     ours.load_state_dict(theirs.state_dict())
     assert_texts_as_alone(theirs, ours, texts_of(), "left")
+
+
+def test_the_configuration_of_the_first_published_checkpoints() -> None:
+    """As the files of ModernBERT-base were written by transformers 4.48."""
+    raw = {
+        "model_type": "modernbert",
+        "architectures": ["ModernBertForMaskedLM"],
+        "classifier_pooling": "mean",
+        "global_attn_every_n_layers": 3,
+        "global_rope_theta": 160000.0,
+        "gradient_checkpointing": False,
+        "layer_norm_eps": 1e-05,
+        "local_attention": 128,
+        "local_rope_theta": 10000.0,
+        "position_embedding_type": "absolute",
+        "reference_compile": None,
+        "repad_logits_with_grad": False,
+        "torch_dtype": "float32",
+        "transformers_version": "4.48.0.dev0",
+    }
+    config = modernbert.ModernBertConfig.from_dict(raw, source="config.json")
+    assert config.layer_types is not None
+    assert [index for index, kind in enumerate(config.layer_types) if kind == "full_attention"] == list(range(0, 22, 3))
+    assert (config.rope("full_attention").rope_theta, config.rope("sliding_attention").rope_theta) == (160_000, 10_000)
+    assert (config.classifier_pooling, config.sliding_window) == ("mean", 64)
 
 
 def test_a_local_theta_of_null_is_the_global_one() -> None:
