@@ -138,14 +138,16 @@ def run_alone(model: Any, item: ModelClass, texts: Texts, **options: Any) -> dic
     return {name: torch.cat([outputs[name] for outputs in found]) for name in found[0]}
 
 
-def run_form(model: Any, item: ModelClass, texts: Texts, form: str, **options: Any) -> dict[str, Tensor]:
-    """Every output of our model for the texts in one of `FORMS`."""
+def run_form(
+    model: Any, item: ModelClass, texts: Texts, form: str, *, with_targets: bool = False, **options: Any
+) -> dict[str, Tensor]:
+    """Every output of our model for the texts in one of `FORMS`; with targets also "loss", except of "alone"."""
     if form == "alone":
         return run_alone(model, item, texts, **options)
     if form == "packed":
-        outputs = model(packed(texts), **options)
+        outputs = model(packed(texts), **(texts.targets if with_targets else {}), **options)
         return _in_order(outputs, item, None, lengths=texts.lengths)
-    call = padded_call(item, texts, form)
+    call = padded_call(item, texts, form, with_targets=with_targets)
     return _in_order(model(**call, **options), item, places(texts, form, call["attention_mask"].shape[-1]))
 
 
@@ -155,13 +157,6 @@ def places(texts: Texts, side: str, width: int) -> list[tuple[int, slice]]:
         (row, slice(width - length, width) if side == "left" else slice(0, length))
         for row, length in enumerate(texts.lengths)
     ]
-
-
-def loss_of(model: Any, item: ModelClass, texts: Texts, form: str) -> Tensor:
-    """The loss of our model for the texts in one of `FORMS` but "alone"."""
-    if form == "packed":
-        return model(packed(texts), **texts.targets).loss
-    return model(**padded_call(item, texts, form, with_targets=True)).loss
 
 
 def loss_by_definition(item: ModelClass, reference: dict[str, Tensor], texts: Texts) -> Tensor:
@@ -209,7 +204,7 @@ def _in_order(
         elif isinstance(value, tuple):
             found[name] = torch.stack(value, 1)
         else:
-            found[name] = value.reshape(-1, 1) if item.kind == "ForMultipleChoice" else value
+            found[name] = value.reshape(-1, 1) if item.kind == "ForMultipleChoice" and name != "loss" else value
     return found
 
 
