@@ -63,6 +63,8 @@ class Layout:
         Packed callers get every text in the upper left corner of `[batch, heads, longest, longest]`.
         """
         sequence = max((w.shape[-1] for w in weights), default=0) if self.shape is None else self.shape[1]
+        if not weights:
+            return torch.zeros(0, 0, sequence, sequence)  # without texts nothing says how many heads there are
         if self.slots is None:
             rows = [F.pad(w, (0, sequence - w.shape[-1], 0, sequence - w.shape[-1])) for w in weights]
             return torch.stack(rows)

@@ -99,7 +99,7 @@ def _equal_runs(cu_seqlens: Tensor) -> Iterator[tuple[int, int, int]]:
 
 def _bias_by_distance(position_bias: Tensor, longest: int, max_distance: int, bidirectional: bool) -> Tensor:
     """fp32 `[heads, 2 * longest - 1]`: what is added to the score of a key so far from its query, far left first."""
-    distance = torch.arange(1 - longest, longest, device=position_bias.device)
+    distance = torch.arange(1 - longest, max(1, longest), device=position_bias.device)
     buckets = relative_position_bucket(distance, position_bias.shape[0], max_distance, bidirectional)
     return position_bias.float()[buckets].T.contiguous()
 
