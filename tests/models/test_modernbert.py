@@ -720,6 +720,18 @@ def test_dropout_leaves_the_mean_as_it_is() -> None:
         assert (embedded == 0).double().mean().item() == pytest.approx(0.4, abs=0.01)
 
 
+def test_attention_drops_weights_and_then_outputs() -> None:
+    # A text of one token has one weight a head: it goes with p, and what is left of the output goes with p again.
+    _, ours = build("Model", attention_dropout=0.4)
+    layer = ours.train().layers[0].attn
+    batch = packed([torch.tensor([5])] * 3000)
+    x = torch.randn(3000, 24, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(3)
+        kept = layer(x, x, batch, ours.tables["full_attention"].lookup(batch), None) != x
+    assert 1 - kept.double().mean().item() == pytest.approx(0.4 + 0.6 * 0.4**3, abs=0.015)
+
+
 # Precision and determinism.
 
 
