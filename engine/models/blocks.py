@@ -7,12 +7,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..batch import PackedBatch
 from ..ops.attention import attention_with_weights
 from ..ops.bind import BoundOp, Source, share_storage
+from ..ops.linear import finish
 from .parameters import LayerNorm, Linear
 from .record import Record
 
@@ -64,6 +66,7 @@ class Block(nn.Module):
             return
         reference = next(self.parameters())
         for op in ops:
+            op.watch(self._modules)
             op.bind(reference.device, reference.dtype, backend=self.backend, deterministic=self.deterministic)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -72,13 +75,45 @@ class Block(nn.Module):
         return self
 
 
+class LinearOp(BoundOp):
+    """The `linear` op on one layer or several, which it calls where their weights are not all there is to them: where
+    one was replaced by something else (an adapter, a quantised layer) or has hooks.
+    """
+
+    @property
+    def plain(self) -> bool:
+        """Whether every layer is a stock one without hooks."""
+        return all(map(_is_stock, self._layers()))
+
+    def through(self, *inputs: Any, **options: Any) -> Any:
+        """The outputs of the layers, side by side, and then what the op does with them."""
+        outputs = [layer(*inputs) for layer in self._layers()]
+        out = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
+        return finish(out, **{**self.options, **options})
+
+    def takes(self, old: nn.Module, new: nn.Module | None) -> bool:
+        """Whatever takes and gives what the layer did."""
+        return new is not None
+
+    def _layers(self) -> list[nn.Module]:
+        weights = self._weights[0]
+        return [source.module for source in weights] if isinstance(weights, tuple) else []
+
+
+def _is_stock(layer: nn.Module) -> bool:
+    if isinstance(layer, Block):
+        return True  # it computes through this very op
+    hooks = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+    return not hooks and type(layer).forward is nn.Linear.forward and "forward" not in vars(layer)
+
+
 def linear_op(*layers: nn.Linear, epilogue: str = "none", gated: bool = False) -> BoundOp:
     """The `linear` op on one layer, or on several at once whose outputs lie side by side."""
     weights = tuple(Source(layer, "weight") for layer in layers)
     biases = tuple(Source(layer, "bias") for layer in layers)
     facts = {"hidden": sum(layer.out_features for layer in layers), "epilogue": epilogue, "gated": gated}
     options = {"epilogue": epilogue, "gated": True} if gated else {"epilogue": epilogue}
-    return BoundOp("linear", weights, biases, facts=facts, **options)
+    return LinearOp("linear", weights, biases, facts=facts, **options)
 
 
 def norm_op(layer: nn.LayerNorm) -> BoundOp:
@@ -158,6 +193,8 @@ class JoinedLayers(Block):
 
     def _share(self) -> None:
         layers = self._together()
+        if not all(isinstance(layer, nn.Linear) for layer in layers):
+            return  # one was replaced: the others stay where they are
         share_storage(tuple(layer.weight for layer in layers))
         if layers[0].bias is not None:
             share_storage(tuple(layer.bias for layer in layers))
@@ -169,7 +206,7 @@ class JoinedLayers(Block):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
-        if self._together()[0].weight.device.type != "meta":
+        if next(self.parameters()).device.type != "meta":
             self._share()
         return self
 

@@ -69,7 +69,7 @@ class DenseNorm(Block):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """`norm(residual + dense(x))`; x `[tokens, in_features]` in any dtype, residual `[tokens, width]`."""
-        x = x.to(self.dense.weight.dtype)
+        x = x.to(self.LayerNorm.weight.dtype)
         if self.training and self.dropout:
             return self.LayerNorm(F.dropout(self.project(x), self.dropout), residual)
         if residual is not None and residual.dtype == x.dtype:
@@ -115,7 +115,7 @@ class FeedForwardNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[tokens, true hidden]` to `[tokens, true hidden]`, both of the residual stream."""
-        return self.output(self.intermediate(x.to(self.intermediate.dense.weight.dtype)), x)
+        return self.output(self.intermediate(x.to(self.output.LayerNorm.weight.dtype)), x)
 
 
 class MobileBertLayer(nn.Module):
@@ -148,7 +148,7 @@ class MobileBertLayer(nn.Module):
 
     def forward(self, x: Tensor, batch: PackedBatch, record: Record | None = None) -> Tensor:
         """`[tokens, hidden]` to `[tokens, hidden]`, both of the residual stream."""
-        dtype = self.intermediate.dense.weight.dtype
+        dtype = self.output.LayerNorm.weight.dtype
         entered = x.to(dtype)
         narrow = self.bottleneck["input"](entered) if "input" in self.bottleneck else x
         if self.value_apart:

@@ -138,14 +138,14 @@ class ModernBertHead(Block):
 
     def __init__(self, config: ModernBertConfig) -> None:
         super().__init__()
-        activation = ACTIVATIONS[config.classifier_activation]
-        self.dense = Dense(config.hidden_size, config.hidden_size, config.classifier_bias, activation=activation)
+        self.dense = Linear(config.hidden_size, config.hidden_size, config.classifier_bias)
         self.norm = LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
+        self.project = linear_op(self.dense, epilogue=ACTIVATIONS[config.classifier_activation])
         self.normalise = norm_op(self.norm)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[rows, hidden]` to `[rows, hidden]`."""
-        return self.normalise(self.dense(x))
+        return self.normalise(self.project(x))
 
 
 class ModernBertPreTrainedModel(PreTrainedModel):

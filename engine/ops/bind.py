@@ -18,6 +18,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from ..contract import Call
 from ..dispatch import Resolution, explain, resolve
+from ..errors import OptionError
 
 __all__ = ["BoundOp", "Source", "explain_ops", "joined", "share_storage"]
 
@@ -49,6 +50,8 @@ class BoundOp:
 
     Holds two plain functions, without and with gradient. The first takes the weights as its row prepared them (fused,
     prepacked), at the first call that needs no gradient; that copy is dropped when a parameter changes.
+
+    A module that is put in the place of one of the weights' owners is taken at the next call, however it got there.
     """
 
     def __init__(self, op: str, *weights: Weight, facts: dict[str, Any] | None = None, **options: Any) -> None:
@@ -70,6 +73,40 @@ class BoundOp:
         self._gradient: Callable[..., Any] = _unbound
         self._prepared: tuple[Any, ...] | None = None
         self._stamps: tuple[_Stamp | None, ...] = ()
+        self._children: dict[str, nn.Module | None] = {}
+        self._held: tuple[tuple[str, nn.Module], ...] = ()
+
+    @property
+    def plain(self) -> bool:
+        """Whether the weights alone say what the op computes; False where modules must be called for it."""
+        return True
+
+    def watch(self, children: dict[str, nn.Module | None]) -> None:
+        """Follow what stands under the names of the weights' modules from now on.
+
+        Args:
+            children: `_modules` of the module that declares the op.
+        """
+        if self._children is not children:
+            owners = {id(source.module) for source in self._sources}
+            self._children = children
+            self._held = tuple((name, child) for name, child in children.items() if child and id(child) in owners)
+        self.follow()
+
+    def through(self, *inputs: Any, **options: Any) -> Any:
+        """The op by calling the modules; asked for where it is not `plain`."""
+        raise NotImplementedError
+
+    def follow(self) -> None:
+        """Take the weights of the modules that stand now where the declared ones stood.
+
+        Raises:
+            OptionError: one of them computes something else, and the op cannot call it.
+        """
+        for name, module in self._held:
+            found = self._children.get(name)
+            if found is not module:
+                self._replace(name, module, found)
 
     def bind(self, device: torch.device, dtype: torch.dtype, *, backend: str, deterministic: bool) -> None:
         """Choose the implementation for where the weights are now.
@@ -90,6 +127,9 @@ class BoundOp:
         self._prepared = None
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
+        self.follow()
+        if not self.plain:
+            return self.through(*inputs, **options)
         if torch.is_grad_enabled() and self._needs_gradient((*inputs, *options.values())):
             return self._gradient(*inputs, *map(_value, self._weights), **self.options, **options)
         return self._forward(*inputs, *self._current_weights(), **self.options, **options)
@@ -97,6 +137,28 @@ class BoundOp:
     def __getstate__(self) -> dict[str, Any]:
         """What is copied and pickled: all but the prepared weights, which the copy makes anew from its own."""
         return {**self.__dict__, "_prepared": None, "_stamps": ()}
+
+    def takes(self, old: nn.Module, new: nn.Module | None) -> bool:
+        """Whether `new` can stand in the place of `old`: it computes the same, from weights of the same names."""
+        return new is not None and type(new).forward is type(old).forward
+
+    def _replace(self, name: str, old: nn.Module, new: nn.Module | None) -> None:
+        if new is None or not self.takes(old, new):
+            expected, found = (type(module).__name__ for module in (old, new))
+            raise OptionError(f"{name}: expected a {expected}, whose weights the op {self.op} takes, got a {found}")
+
+        def moved(source: Source) -> Source:
+            return Source(new, source.name) if source.module is old else source
+
+        self._weights = tuple(
+            tuple(map(moved, weight)) if isinstance(weight, tuple) else moved(weight) if weight is not None else None
+            for weight in self._weights
+        )
+        self._sources = tuple(itertools.chain.from_iterable(map(_sources, self._weights)))
+        self._held = tuple((held, new if held == name else module) for held, module in self._held)
+        self._prepared = None
+        if "eps" in self.options and hasattr(new, "eps"):
+            self.options = {**self.options, "eps": new.eps}
 
     def _needs_gradient(self, inputs: Iterable[Any]) -> bool:
         tensors = itertools.chain((source.tensor for source in self._sources), inputs)
@@ -123,8 +185,13 @@ def explain_ops(ops: Iterable[BoundOp]) -> str:
     Args:
         ops: bound ones; others are left out.
     """
-    resolutions = [op.resolution for op in ops if op.resolution is not None]
+    bound = [op for op in ops if op.resolution is not None]
+    resolutions = [op.resolution for op in bound if op.resolution is not None]
     notes = []
+    for op in bound:
+        op.follow()
+    if called := [op for op in bound if not op.plain]:
+        notes.append(f"linear layers that were replaced or have hooks, called as they are: in {len(called)} ops")
     if any(resolution.call.op == "attention" and resolution.impl.name != "eager" for resolution in resolutions):
         notes.append("attention whose weights are asked for (output_attentions) or dropped out in training: eager")
     if any(not resolution.impl.differentiable for resolution in resolutions):

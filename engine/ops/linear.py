@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["ACTIVATIONS", "linear"]
+__all__ = ["ACTIVATIONS", "finish", "linear"]
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:
@@ -62,7 +62,11 @@ def linear(
     Returns:
         `[tokens, out_features]` in x's dtype.
     """
-    out = F.linear(x, weight, bias)
+    return finish(F.linear(x, weight, bias), epilogue=epilogue, gated=gated, residual=residual)
+
+
+def finish(out: Tensor, *, epilogue: str = "none", gated: bool = False, residual: Tensor | None = None) -> Tensor:
+    """What `linear` does with `x @ weight^T + bias`, `[tokens, out_features]`: activation, gate, residual."""
     if gated:
         activated, gate = out.chunk(2, dim=-1)
         out = ACTIVATIONS[epilogue](activated) * gate

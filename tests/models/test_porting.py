@@ -1,0 +1,221 @@
+"""What code that was written for transformers' models does to them, done to ours and to theirs with the same result."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor, nn
+
+import padless
+from padless.engine.errors import OptionError
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 61,
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 36,
+    "max_position_embeddings": 23,
+    "initializer_range": 0.3,
+}
+FIELDS: dict[str, dict[str, Any]] = {
+    "Bert": SIZES,
+    "MegatronBert": SIZES,
+    "MobileBert": {**SIZES, "embedding_size": 12, "intra_bottleneck_size": 12, "normalization_type": "layer_norm"},
+    "ModernBert": {**SIZES, "pad_token_id": 0, "local_attention": 4},
+    "MT5": {"vocab_size": 61, "d_model": 24, "d_kv": 8, "d_ff": 36, "num_layers": 2, "num_heads": 3},
+}
+INPUTS = {
+    "input_ids": torch.tensor([[5, 17, 60, 9, 31], [7, 8, 0, 0, 0]]),
+    "attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]]),
+}
+REPLACED = {
+    ("Bert", "bert.encoder.layer.0.attention.self.query"),
+    ("Bert", "bert.encoder.layer.1.attention.self.value"),
+    ("Bert", "bert.encoder.layer.0.attention.output.dense"),
+    ("Bert", "bert.encoder.layer.1.intermediate.dense"),
+    ("Bert", "bert.encoder.layer.0.output.dense"),
+    ("Bert", "classifier"),
+    ("MegatronBert", "bert.encoder.layer.1.attention.self.key"),
+    ("MobileBert", "mobilebert.encoder.layer.0.attention.self.query"),
+    ("MobileBert", "mobilebert.encoder.layer.0.output.dense"),
+    ("ModernBert", "model.layers.1.attn.Wqkv"),
+    ("ModernBert", "model.layers.1.mlp.Wi"),
+    ("ModernBert", "model.layers.1.mlp.Wo"),
+    ("ModernBert", "head.dense"),
+    ("MT5", "transformer.encoder.block.0.layer.0.SelfAttention.q"),
+    ("MT5", "transformer.encoder.block.1.layer.1.DenseReluDense.wi_0"),
+}
+"""Family and layer; together every op with a linear layer, fused, gated and with a residual."""
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """The models are so small that two threads would spend their time waiting for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def pair(folder: Path, family: str, task: str = "ForTokenClassification", **fields: Any) -> tuple[Any, Any]:
+    """transformers' model and ours, of the same weights; the biases and norms are not those of a fresh model."""
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        config = getattr(transformers, f"{family}Config")(**{**FIELDS[family], **fields})
+        fresh = getattr(transformers, family + task)(config)
+        with torch.no_grad():
+            for name, parameter in fresh.named_parameters():
+                if "bias" in name or "norm" in name.lower():
+                    parameter.add_(torch.randn_like(parameter) * 0.3)
+    fresh.save_pretrained(folder)
+    theirs = getattr(transformers, family + task).from_pretrained(folder, attn_implementation="eager")
+    return theirs.eval(), getattr(padless, family + task).from_pretrained(folder)
+
+
+def kept(model: Any, output: Tensor) -> Tensor:
+    """The output where there are tokens, or of every text."""
+    mask = INPUTS["attention_mask"].bool()
+    return output[mask] if output.shape[:2] == mask.shape else output
+
+
+def answers(model: Any) -> Tensor:
+    return kept(model, model(**INPUTS)[0])
+
+
+def assert_same(ours: Tensor, theirs: Tensor, tolerance: float = 2e-5) -> None:
+    assert ours.shape == theirs.shape
+    assert (ours - theirs).abs().max() <= tolerance * theirs.abs().max().clamp(min=1.0)
+
+
+class Adapter(nn.Module):
+    """LoRA (Hu et al. 2021, section 4.1) as libraries of adapters put it around a layer; no `weight` of its own."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base = base
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            self.down = nn.Linear(base.in_features, 2, bias=False)
+            self.up = nn.Linear(2, base.out_features, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.up(self.down(x))
+
+
+def put(model: nn.Module, path: str, module: nn.Module) -> None:
+    owner, _, name = path.rpartition(".")
+    setattr(model.get_submodule(owner), name, module)
+
+
+@pytest.mark.parametrize(("family", "path"), sorted(REPLACED))
+def test_an_adapter_around_a_layer_is_computed_and_trained(tmp_path: Path, family: str, path: str) -> None:
+    task = "ForTokenClassification" if family == "MT5" else "ForSequenceClassification"
+    theirs, ours = pair(tmp_path, family, task)
+    before = answers(ours).detach()
+    for model in (theirs, ours):
+        model.requires_grad_(False)
+        put(model, path, Adapter(model.get_submodule(path)))
+    assert_same(answers(ours), answers(theirs))
+    assert (answers(ours) - before).abs().max() > 1e-3
+    for model in (theirs, ours):
+        answers(model).square().sum().backward()
+    gradients = [dict(model.named_parameters()) for model in (ours, theirs)]
+    for name in (f"{path}.down.weight", f"{path}.up.weight"):
+        found, expected = (parameters[name].grad for parameters in gradients)
+        assert_same(found, expected, 1e-4)
+    assert all(
+        parameter.grad is None
+        for name, parameter in ours.named_parameters()
+        if ".down" not in name and ".up" not in name
+    )
+    assert path in dict(ours.named_modules())
+    assert_same(answers(copy.deepcopy(ours)), answers(theirs))
+    assert_same(answers(pickle.loads(pickle.dumps(ours))), answers(theirs))
+    assert_same(answers(ours.double()).float(), answers(theirs))
+
+
+def test_explain_says_which_layers_are_called(tmp_path: Path) -> None:
+    _, ours = pair(tmp_path, "Bert")
+    assert "replaced" not in ours.explain()
+    put(ours, "bert.encoder.layer.0.output.dense", Adapter(ours.bert.encoder.layer[0].output.dense))
+    assert "linear layers that were replaced or have hooks, called as they are: in 1 ops" in ours.explain()
+
+
+def test_an_embedding_table_and_a_norm_that_replace_ours_are_used(tmp_path: Path) -> None:
+    theirs, ours = pair(tmp_path, "Bert")
+    answers(ours)
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        table, norm = nn.Embedding(61, 24), nn.LayerNorm(24, eps=0.5)
+        nn.init.normal_(norm.weight)
+    for model in (theirs, ours):
+        put(model, "bert.embeddings.word_embeddings", copy.deepcopy(table))
+        put(model, "bert.encoder.layer.1.output.LayerNorm", copy.deepcopy(norm))
+    assert_same(answers(ours), answers(theirs))
+    assert ours.get_input_embeddings() is ours.bert.embeddings.word_embeddings
+
+
+def test_a_norm_that_computes_something_else_is_refused_in_one_line(tmp_path: Path) -> None:
+    _, ours = pair(tmp_path, "Bert")
+    put(ours, "bert.encoder.layer.1.output.LayerNorm", nn.RMSNorm(24))
+    with pytest.raises(
+        OptionError, match=r"^LayerNorm: expected a LayerNorm, whose weights the op norm takes, got a RMS"
+    ):
+        ours(**INPUTS)
+
+
+def test_a_layer_that_is_swapped_behind_the_modules_back_is_used(tmp_path: Path) -> None:
+    # torch.ao.quantization writes into `_modules`.
+    theirs, ours = pair(tmp_path, "Bert")
+    replacement = nn.Linear(24, 24)
+    for model in (theirs, ours):
+        model.bert.encoder.layer[0].attention.output._modules["dense"] = copy.deepcopy(replacement)
+    assert_same(answers(ours), answers(theirs))
+
+
+def test_hooks_on_linear_layers_fire_and_what_they_return_counts(tmp_path: Path) -> None:
+    theirs, ours = pair(tmp_path, "Bert")
+    before = answers(ours)
+    seen: list[list[Tensor]] = []
+    handles = []
+    for model in (theirs, ours):
+        outputs: list[Tensor] = []
+        seen.append(outputs)
+
+        def hook(
+            module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, outputs: list[Tensor] = outputs
+        ) -> Tensor:
+            outputs.append(output.detach().reshape(-1, output.shape[-1]))
+            return output * 1.5
+
+        for name in ("bert.encoder.layer.0.attention.self.key", "bert.encoder.layer.1.intermediate.dense"):
+            handles.append(model.get_submodule(name).register_forward_hook(hook))
+    assert_same(answers(ours), answers(theirs))
+    assert [len(outputs) for outputs in seen] == [2, 2]
+    there = INPUTS["attention_mask"].bool().flatten()
+    for found, expected in zip(seen[1], seen[0], strict=True):
+        assert_same(found, expected[there])
+    for handle in handles:
+        handle.remove()
+    assert torch.equal(answers(ours), before)
+
+
+def test_pruned_weights_are_those_of_every_step(tmp_path: Path) -> None:
+    # torch.nn.utils.prune computes the weight in a hook before each call.
+    from torch.nn.utils import prune
+
+    theirs, ours = pair(tmp_path, "Bert")
+    for model in (theirs, ours):
+        layer = model.bert.encoder.layer[0].output.dense
+        prune.l1_unstructured(layer, "weight", amount=0.5)
+        with torch.no_grad():
+            layer.weight_orig.mul_(2.0)
+    assert_same(answers(ours), answers(theirs))
