@@ -40,6 +40,8 @@ ALL_FIELDS = {
 }
 
 DRAWS = 4000
+GAIN = {"bert": 2.0, "megatron-bert": 2.0, "mobilebert": 4.0, "modernbert": 3.0, "mt5": 1.0}
+"""Weights of the layers are that much larger than drawn, so that what each of them adds counts beside what went in."""
 PROBABILITY = 0.3
 LENGTH = 4
 SMALL: dict[str, dict[str, Any]] = {
@@ -49,11 +51,16 @@ SMALL: dict[str, dict[str, Any]] = {
     "modernbert": {"num_hidden_layers": 2},
     "mt5": {"num_layers": 1},
 }
+WITHOUT_BOTTLENECK = {"use_bottleneck": False, "num_attention_heads": 2}
+"""MobileBERT then has dropout in other places, too."""
 BUILT = {item.family for item in model_classes()}
 CASES = [
-    pytest.param(family, kind, name, id=f"{family}-{kind or 'Model'}-{name}")
-    for family, kind, name in DROPOUTS
-    if family in BUILT
+    *[
+        pytest.param(family, kind, name, {}, id=f"{family}-{kind or 'Model'}-{name}")
+        for family, kind, name in DROPOUTS
+        if family in BUILT
+    ],
+    pytest.param("mobilebert", "", "hidden_dropout_prob", WITHOUT_BOTTLENECK, id="mobilebert-without-bottleneck"),
 ]
 
 
@@ -63,15 +70,22 @@ def draws(model: Any, call: dict[str, torch.Tensor], seed: int) -> torch.Tensor:
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(seed)
         outputs = model.train()(**many)
-    values = [value for value in outputs.values() if isinstance(value, torch.Tensor)]
+    # The pooler's tanh is full: what it gives varies by rare draws alone. It drops nothing.
+    values = [value for name, value in outputs.items() if name != "pooler_output"]
     return torch.cat([value.reshape(DRAWS, -1) for value in values], 1).double()
 
 
-@pytest.mark.parametrize(("family", "kind", "field"), CASES)
-def test_dropout_has_the_mean_and_the_spread_of_that_of_transformers(family: str, kind: str, field: str) -> None:
+@pytest.mark.parametrize(("family", "kind", "field", "beside"), CASES)
+def test_dropout_has_the_mean_and_the_spread_of_that_of_transformers(
+    family: str, kind: str, field: str, beside: dict[str, Any]
+) -> None:
     item = ModelClass(family, kind) if kind else bare_class(family)
-    fields = {**TINY[family], **SMALL[family], **dict.fromkeys(ALL_FIELDS[family], 0.0), field: PROBABILITY}
+    fields = {**TINY[family], **SMALL[family], **dict.fromkeys(ALL_FIELDS[family], 0.0), field: PROBABILITY, **beside}
     theirs = their_model(item, fields)
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if parameter.dim() == 2 and "embed" not in name and "shared" not in name and "classifier" not in name:
+                parameter.mul_(GAIN[family])
     ours = our_model(theirs, item)
     call = alone_call(item, draw_texts(item, [LENGTH], 61), 0)
     a, b = draws(ours, call, 1), draws(theirs, call, 2)
@@ -89,10 +103,12 @@ def test_dropout_has_the_mean_and_the_spread_of_that_of_transformers(family: str
     # Both are means of 4,000 draws: they differ by a standard error of spread * sqrt(2 / 4000); 5 of those are rare
     # among a few hundred values.
     assert ((a.mean(0) - b.mean(0)).abs() / (spread * (2 / DRAWS) ** 0.5)).max() < 5.5
-    # The spread itself is known to a few per cent, less well where rare draws make it.
+    # A spread is known to one or two per cent, less well where rare draws make it; the mean of many better than that.
     ratio = a.std(0) / spread
     assert (ratio.log().abs() < 0.25).all(), ratio
-    assert abs(ratio.log().mean().item()) < 0.03
+    assert ratio.log().square().mean().sqrt() < 0.04, ratio
+    if len(ratio) >= 24:
+        assert abs(ratio.log().mean().item()) < 0.015
 
 
 @pytest.mark.parametrize("item", model_classes(), ids=str)
