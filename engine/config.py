@@ -141,14 +141,14 @@ class ModelConfig(metaclass=_Spellings):
 
     Attributes:
         num_labels: outputs of a classification head; follows `id2label` where that is given.
-        id2label: index -> name; "LABEL_0" and so on where the file has none.
+        id2label: index -> name; "LABEL_0" and so on where the file has none. Assigning it sets the other two.
         label2id: name -> index; the inverse of `id2label` unless the file says otherwise.
         problem_type: the loss of sequence classification; None: by the labels of the first call that has some.
         output_hidden_states: what `forward` returns unless it is told otherwise.
         output_attentions: the same.
         return_dict: False returns tuples.
         tie_word_embeddings: whether output and input embeddings are one tensor.
-        extra: the file's other fields, unchecked; they read as attributes too.
+        extra: the file's other fields, unchecked; they read and assign as attributes too, and are saved.
         source: where the values came from, for messages.
     """
 
@@ -180,7 +180,15 @@ class ModelConfig(metaclass=_Spellings):
 
     def __setattr__(self, name: str, value: Any) -> None:
         name = self.aliases.get(name, name)
+        built = "extra" in self.__dict__
+        known = name in self.__dataclass_fields__ or hasattr(type(self), name)
+        if built and not known and not name.startswith("_"):
+            self.extra = {**self.extra, name: value}
+            return
         object.__setattr__(self, name, value)
+        if name == "id2label" and value is not None and built:
+            self.label2id = None
+            self._name_labels(type(self).__name__)
         if name == "num_labels" and self.__dict__.get("id2label") is not None and len(self.id2label or ()) != value:
             self.id2label = self.label2id = None
             self._name_labels(type(self).__name__)
@@ -195,10 +203,11 @@ class ModelConfig(metaclass=_Spellings):
         raise AttributeError(f"{type(self).__name__} has no field {name!r}")
 
     def _name_labels(self, source: str) -> None:
-        if self.id2label is None:
-            self.id2label = {index: f"LABEL_{index}" for index in range(self.num_labels)}
+        named = self.id2label
+        if named is None:
+            named = {index: f"LABEL_{index}" for index in range(self.num_labels)}
         try:
-            labels = {int(index): name for index, name in self.id2label.items()}
+            labels = {int(index): name for index, name in named.items()}
         except (TypeError, ValueError):
             raise ConfigError(
                 f"{source}: id2label: expected whole numbers as keys, got {_describe(self.id2label)}"

@@ -8,11 +8,12 @@ there is one and the logits where there is none.
 
 from __future__ import annotations
 
-from collections.abc import ItemsView, Iterator, KeysView, ValuesView
+from collections.abc import ItemsView, Iterable, Iterator, KeysView, ValuesView
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor
+from torch.utils._pytree import MappingKey, register_pytree_node
 
 __all__ = [
     "BaseModelOutput",
@@ -30,12 +31,23 @@ __all__ = [
 
 
 class ModelOutput:
-    """Base of the outputs: a dataclass of tensors that is also a read-only mapping and a sequence of what is there."""
+    """Base of the outputs: a dataclass of tensors that is also a mapping and a sequence of what is there.
+
+    torch's tree utilities see inside, and with them whatever moves or hooks the tensors of a model's output.
+    """
+
+    def __init_subclass__(cls) -> None:
+        register_pytree_node(cls, ModelOutput._flatten, cls._unflatten, flatten_with_keys_fn=ModelOutput._flatten_named)
 
     def __getitem__(self, key: str | int | slice) -> Any:
         if isinstance(key, str):
             return self._present()[key]
         return self.to_tuple()[key]
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if name not in (field.name for field in fields(self)):  # type: ignore[arg-type]
+            raise KeyError(name)
+        setattr(self, name, value)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._present())
@@ -69,6 +81,16 @@ class ModelOutput:
     def _present(self) -> dict[str, Any]:
         values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
         return {name: value for name, value in values.items() if value is not None}
+
+    def _flatten(self) -> tuple[list[Any], list[str]]:
+        return list(self.values()), list(self.keys())
+
+    def _flatten_named(self) -> tuple[list[tuple[Any, Any]], list[str]]:
+        return [(MappingKey(name), value) for name, value in self.items()], list(self.keys())
+
+    @classmethod
+    def _unflatten(cls, values: Iterable[Any], names: list[str]) -> Self:
+        return cls(**dict(zip(names, values, strict=True)))
 
 
 # Every class ends with what any model adds on request:

@@ -67,6 +67,8 @@ class EncoderModel(PreTrainedModel):
 
     unused_arguments: ClassVar[frozenset[str]] = frozenset()
     """Arguments of `forward` that older code passes and that mean nothing here."""
+    accepts_loss_kwargs: ClassVar[bool] = False
+    """For transformers' Trainer: losses are means over a batch, so it must not pass `num_items_in_batch`."""
 
     def encode_inputs(
         self,

@@ -24,6 +24,8 @@ def class_loss(logits: Tensor, labels: Tensor, ignored: int = IGNORED) -> Tensor
         logits: `[items, classes]`.
         labels: int64 of as many items; `ignored` leaves one out.
     """
+    if labels.is_floating_point():
+        raise InputError(f"labels: expected whole numbers, got {str(labels.dtype).removeprefix('torch.')}")
     flat = labels.reshape(-1).to(logits.device)
     if len(flat) != len(logits):
         raise InputError(f"labels: expected {len(logits)} of them, got shape {list(labels.shape)}")
@@ -69,6 +71,9 @@ def span_loss(start_logits: Tensor, end_logits: Tensor, start: Tensor, end: Tens
 
 def _position_loss(logits: Tensor, position: Tensor, present: Tensor) -> Tensor:
     width = logits.shape[1]
+    if position.is_floating_point():
+        found = str(position.dtype).removeprefix("torch.")
+        raise InputError(f"start_positions, end_positions: expected whole numbers, got {found}")
     position = position.reshape(-1).to(logits.device).clamp(min=0)
     if len(position) != len(logits):
         raise InputError(f"start_positions, end_positions: expected {len(logits)} of them, got {len(position)}")

@@ -57,6 +57,11 @@ NORMS = {"layer_norm": AddLayerNorm, "no_norm": AddNoNorm}
 """By `normalization_type`."""
 
 
+def dtype_of(layer: nn.Module) -> torch.dtype:
+    """What a linear layer, or what was put in its place, computes in."""
+    return next(layer.parameters()).dtype
+
+
 class DenseNorm(Block):
     """A linear layer whose output is added to the residual stream, then normalised."""
 
@@ -69,7 +74,7 @@ class DenseNorm(Block):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """`norm(residual + dense(x))`; x `[tokens, in_features]` in any dtype, residual `[tokens, width]`."""
-        x = x.to(self.LayerNorm.weight.dtype)
+        x = x.to(dtype_of(self.dense))
         if self.training and self.dropout:
             return self.LayerNorm(F.dropout(self.project(x), self.dropout), residual)
         if residual is not None and residual.dtype == x.dtype:
@@ -115,7 +120,7 @@ class FeedForwardNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[tokens, true hidden]` to `[tokens, true hidden]`, both of the residual stream."""
-        return self.output(self.intermediate(x.to(self.output.LayerNorm.weight.dtype)), x)
+        return self.output(self.intermediate(x.to(dtype_of(self.intermediate))), x)
 
 
 class MobileBertLayer(nn.Module):
@@ -148,7 +153,7 @@ class MobileBertLayer(nn.Module):
 
     def forward(self, x: Tensor, batch: PackedBatch, record: Record | None = None) -> Tensor:
         """`[tokens, hidden]` to `[tokens, hidden]`, both of the residual stream."""
-        dtype = self.output.LayerNorm.weight.dtype
+        dtype = dtype_of(self.intermediate)
         entered = x.to(dtype)
         narrow = self.bottleneck["input"](entered) if "input" in self.bottleneck else x
         if self.value_apart:

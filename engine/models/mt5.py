@@ -159,7 +159,9 @@ class MT5Family(PreTrainedModel):
         return {f"{inside}{side}.embed_tokens.weight": f"{inside}shared.weight" for side in ("encoder", "decoder")}
 
     def tie_weights(self) -> None:
-        """Nothing is to be done: the word embeddings are one module under two names."""
+        """Make the two tables one parameter. They stay two modules: torch swaps weights once for each name of one."""
+        base = self.base_model
+        base.encoder.embed_tokens.weight = base.shared.weight
 
     def initialise(self, part: nn.Module | None = None) -> None:
         """Fill the parameters of the model, or of one part of it: each by its width, times `initializer_factor`."""
@@ -186,7 +188,8 @@ class MT5EncoderModel(MT5Family, BareModel):
         if config.is_decoder:
             raise ConfigError(f"{type(self).__name__}: is_decoder: the decoder is not built yet, expected false")
         self.shared = Embedding(config.vocab_size, config.d_model)
-        self.encoder = MT5Stack(config, self.shared)
+        table = Embedding(config.vocab_size, config.d_model, _weight=self.shared.weight.data)
+        self.encoder = MT5Stack(config, table)
 
     @property
     def word_embeddings(self) -> nn.Embedding:

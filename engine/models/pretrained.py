@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
+import re
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -88,9 +90,9 @@ class PreTrainedModel(Block, metaclass=_ModelType):
     def __init__(self, config: Any) -> None:
         super().__init__()
         if not isinstance(config, self.config_class):
-            raise OptionError(
-                f"{type(self).__name__}: expected a {self.config_class.__name__}, got {type(config).__name__}"
-            )
+            expected, found = self.config_class, type(config)
+            others = f" of {found.__module__.split('.')[0]}" if found.__name__ == expected.__name__ else ""
+            raise OptionError(f"{type(self).__name__}: expected a {expected.__name__}, got {found.__name__}{others}")
         self.config = config
 
     @classmethod
@@ -99,7 +101,7 @@ class PreTrainedModel(Block, metaclass=_ModelType):
         path: str | os.PathLike[str],
         *,
         config: Any = None,
-        dtype: str | torch.dtype = "auto",
+        dtype: str | torch.dtype | None = "auto",
         torch_dtype: str | torch.dtype | None = None,
         device: str | int | torch.device | None = None,
         backend: str = "auto",
@@ -118,7 +120,8 @@ class PreTrainedModel(Block, metaclass=_ModelType):
         Args:
             path: a model folder, or an id such as "org/name"; see `engine/hub.py`.
             config: used instead of the folder's `config.json`.
-            dtype: "auto" is the checkpoint's own; else "float32", "bfloat16", "float16", "float64" or a torch dtype.
+            dtype: "auto" is the checkpoint's own; else "float32", "bfloat16", "float16", "float64" or a torch dtype;
+                None is "auto".
             torch_dtype: older spelling of `dtype`.
             device: "auto", "cpu", "cuda", "cuda:N" or N, which is the CPU where there is no GPU; None is the CPU.
             backend: "auto", or the name of a row of the dispatch table, which then serves or raises.
@@ -128,7 +131,8 @@ class PreTrainedModel(Block, metaclass=_ModelType):
             device_map: "auto" means `device="auto"`; a device means that device.
             attn_implementation: accepted, and ignored with one log line: the dispatch table decides.
             use_safetensors: False allows pickled weights (`pytorch_model.bin`), read with torch's restricted unpickler.
-            overrides: fields of the configuration, such as `num_labels`.
+            overrides: fields of the configuration, such as `num_labels`, and arguments of the class, such as
+                `add_pooling_layer`.
 
         Raises:
             ModelNotFoundError, ConfigError, WeightsError: the folder; one line that names file and field.
@@ -138,14 +142,19 @@ class PreTrainedModel(Block, metaclass=_ModelType):
         if attn_implementation is not None:
             logger.info("attn_implementation=%r is ignored: the dispatch table chooses", attn_implementation)
         folder = resolve_folder(path, revision=revision, local_files_only=local_files_only)
+        parameters = inspect.signature(cls.__init__).parameters
+        arguments = {name: overrides.pop(name) for name in [*overrides] if name in parameters}
         if config is None:
             config = cls._read_config(folder, overrides)
         elif overrides:
             raise OptionError(f"{', '.join(overrides)}: given beside config, expected one or the other")
         target = resolve_device("cpu" if (wanted := device_map if device is None else device) is None else wanted)
-        precision = resolve_checkpoint_dtype(torch_dtype or dtype, config, cls.refused_dtypes, str(folder))
+        wanted_dtype = dtype if torch_dtype is None else torch_dtype
+        precision = resolve_checkpoint_dtype(
+            "auto" if wanted_dtype is None else wanted_dtype, config, cls.refused_dtypes, str(folder)
+        )
         with parameters_left_empty():
-            model = cls(config)
+            model = cls(config, **arguments)
         report = load_weights(
             model,
             folder,
@@ -165,23 +174,38 @@ class PreTrainedModel(Block, metaclass=_ModelType):
             )  # fmt: skip
         return model.eval().bind(backend, deterministic)
 
-    def save_pretrained(self, folder: str | os.PathLike[str], *, max_shard_size: int = LARGEST_SHARD) -> None:
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        max_shard_size: int | str = LARGEST_SHARD,
+        safe_serialization: bool = True,
+        is_main_process: bool = True,
+    ) -> None:
         """Write `config.json` and safetensors files that this class and transformers' class of that name read.
 
         Args:
             folder: made where it is missing.
-            max_shard_size: bytes; larger models are cut into several files and an index.
+            max_shard_size: bytes, or a text such as "5GB"; larger models are cut into several files and an index.
+            safe_serialization: True; nothing else is written.
+            is_main_process: False writes nothing, where several processes hold the same model.
 
         Raises:
             WeightsError: a file cannot be written.
+            OptionError: an argument is out of range.
         """
+        if not safe_serialization:
+            raise OptionError("safe_serialization: expected True, padless writes no pickles")
+        limit = _bytes(max_shard_size)
+        if not is_main_process:
+            return
         self.config.extra = {
             **self.config.extra,
             "architectures": [type(self).__name__],
             "dtype": str(self.dtype).removeprefix("torch."),
         }
         self.config.save_pretrained(folder)
-        save_weights(self, Path(folder), max_shard_size=max_shard_size)
+        save_weights(self, Path(folder), max_shard_size=limit)
 
     @property
     def device(self) -> torch.device:
@@ -254,3 +278,14 @@ class PreTrainedModel(Block, metaclass=_ModelType):
             expected = cls.config_class.model_type
             raise ConfigError(f"{folder / CONFIG_NAME}: model_type: {cls.__name__} expects {expected!r}, got {found!r}")
         return cls.config_class.from_folder(folder, **overrides)
+
+
+def _bytes(size: int | str) -> int:
+    """A size such as "5GB" or "200MiB" in bytes."""
+    found = re.fullmatch(r"(\d+) ?([KMGT]?)(i?)B", size.upper().replace("IB", "iB")) if isinstance(size, str) else None
+    if found is not None:
+        number, unit, binary = found.groups()
+        return int(number) * (1024 if binary else 1000) ** " KMGT".index(unit or " ")
+    if not isinstance(size, int) or isinstance(size, bool):
+        raise OptionError(f"max_shard_size: expected bytes or a text such as '5GB', got {size!r}")
+    return size

@@ -165,17 +165,23 @@ class BoundOp:
         return any(isinstance(value, Tensor) and value.requires_grad for value in tensors)
 
     def _current_weights(self) -> tuple[Any, ...]:
+        if torch.compiler.is_compiling():
+            return self._weights_as_prepared()  # what is traced must not hold on to weights of the trace
         tensors = tuple(source.tensor for source in self._sources)
         prepared = self._prepared
         if prepared is not None and all(map(_unchanged, self._stamps, tensors)):
             return prepared
+        weights = self._weights_as_prepared()
+        self._stamps = tuple(None if tensor is None else _Stamp(tensor) for tensor in tensors)
+        self._prepared = weights
+        return weights
+
+    def _weights_as_prepared(self) -> tuple[Any, ...]:
         with torch.no_grad():
             weights = tuple(map(_value, self._weights))
             resolution = self.resolution
             if resolution is not None and resolution.prepare is not None:
                 weights = resolution.prepare(*weights, call=resolution.call)
-        self._stamps = tuple(None if tensor is None else _Stamp(tensor) for tensor in tensors)
-        self._prepared = weights
         return weights
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +13,11 @@ import pytest
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 import padless
-from padless.engine.errors import OptionError
+from padless.engine.errors import InputError, OptionError
 
 SIZES: dict[str, Any] = {
     "vocab_size": 61,
@@ -142,6 +145,21 @@ def test_an_adapter_around_a_layer_is_computed_and_trained(tmp_path: Path, famil
     assert_same(answers(ours.double()).float(), answers(theirs))
 
 
+@pytest.mark.parametrize("family", sorted({*FIELDS} - {"MT5"}))
+def test_norms_may_stay_in_float32_where_the_rest_is_bfloat16(tmp_path: Path, family: str) -> None:
+    # As training code for adapters on a frozen half-precision model has it.
+    theirs, ours = pair(tmp_path, family)
+    expected = answers(theirs)
+    for model in (theirs, ours):
+        model.bfloat16()
+        for module in model.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.float()
+    found = answers(ours)
+    assert found.dtype == answers(theirs).dtype == torch.bfloat16
+    assert torch.nn.functional.cosine_similarity(found.flatten().float(), expected.flatten(), 0) > 0.98
+
+
 def test_explain_says_which_layers_are_called(tmp_path: Path) -> None:
     _, ours = pair(tmp_path, "Bert")
     assert "replaced" not in ours.explain()
@@ -219,3 +237,128 @@ def test_pruned_weights_are_those_of_every_step(tmp_path: Path) -> None:
         with torch.no_grad():
             layer.weight_orig.mul_(2.0)
     assert_same(answers(ours), answers(theirs))
+
+
+def test_outputs_can_be_assigned_by_name(tmp_path: Path) -> None:
+    _, ours = pair(tmp_path, "Bert")
+    output = ours(**INPUTS)
+    output["logits"] = output.logits * 2
+    assert_same(output.logits, ours(**INPUTS).logits * 2)
+    with pytest.raises(KeyError, match="logit"):
+        output["logit"] = output.logits
+
+
+def test_torchs_tree_utilities_see_the_tensors_of_an_output(tmp_path: Path) -> None:
+    theirs, ours = pair(tmp_path, "Bert")
+    for model in (theirs, ours):
+        output = model(**INPUTS, output_hidden_states=True)
+        leaves, spec = tree_flatten(output)
+        assert [leaf.shape for leaf in leaves] == [(2, 5, 2), *[(2, 5, 24)] * 3]
+        again = tree_unflatten([leaf.double() for leaf in leaves], spec)
+        assert type(again) is type(output)
+        assert again.loss is None
+        assert again.logits.dtype == again.hidden_states[2].dtype == torch.float64
+
+
+def test_labels_that_are_no_whole_numbers_are_refused(tmp_path: Path) -> None:
+    _, ours = pair(tmp_path / "words", "Bert")
+    with pytest.raises(InputError, match=r"^labels: expected whole numbers, got float32$"):
+        ours(**INPUTS, labels=torch.full((2, 5), 0.7))
+    _, ours = pair(tmp_path / "spans", "Bert", "ForQuestionAnswering")
+    with pytest.raises(InputError, match=r"^start_positions, end_positions: expected whole numbers, got float64$"):
+        ours(**INPUTS, start_positions=torch.ones(2).double(), end_positions=torch.ones(2).double())
+
+
+def test_trainer_is_told_that_losses_take_no_count() -> None:
+    assert padless.BertForMaskedLM.accepts_loss_kwargs is False
+    assert padless.MT5ForTokenClassification.accepts_loss_kwargs is False
+
+
+@pytest.mark.parametrize("family", sorted(FIELDS))
+def test_labels_and_notes_assigned_to_a_configuration_are_kept(tmp_path: Path, family: str) -> None:
+    names = {0: "person", 1: "place", 2: "none"}
+    saved = {}
+    for package in (transformers, padless):
+        config = getattr(package, f"{family}Config")()
+        config.id2label = dict(names)
+        config.label2id = {name: index for index, name in names.items()}
+        config.task_note = {"seed": 3}
+        assert config.num_labels == 3
+        assert config.task_note == {"seed": 3}
+        config.task_note = {"seed": 4}
+        config.save_pretrained(tmp_path / package.__name__)
+        saved[package] = getattr(transformers, f"{family}Config").from_pretrained(tmp_path / package.__name__)
+    for read in (*saved.values(), getattr(padless, f"{family}Config").from_pretrained(tmp_path / "padless")):
+        assert read.id2label == names
+        assert read.num_labels == 3
+        assert read.label2id == {"person": 0, "place": 1, "none": 2}
+        assert read.task_note == {"seed": 4}
+
+
+def test_names_assigned_to_labels_alone_bring_their_number_and_inverse() -> None:
+    config = padless.BertConfig(num_labels=4)
+    config.id2label = {"0": "yes", "1": "no"}
+    assert (config.num_labels, config.id2label, config.label2id) == (2, {0: "yes", 1: "no"}, {"yes": 0, "no": 1})
+    config.num_labels = 3
+    assert config.id2label == {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
+
+
+def test_arguments_of_a_class_can_be_given_to_from_pretrained(tmp_path: Path) -> None:
+    theirs, _ = pair(tmp_path, "Bert", "Model")
+    for model in (padless.BertModel, padless.AutoModel, transformers.BertModel):
+        assert model.from_pretrained(tmp_path, add_pooling_layer=False).pooler is None
+    assert padless.BertModel.from_pretrained(tmp_path).pooler is not None
+    assert_same(answers(padless.AutoModel.from_pretrained(tmp_path, add_pooling_layer=False)), answers(theirs))
+
+
+def test_no_dtype_is_the_checkpoints_own(tmp_path: Path) -> None:
+    theirs, _ = pair(tmp_path / "first", "Bert", "Model")
+    theirs.half().save_pretrained(tmp_path / "half")
+    for package in (transformers, padless):
+        assert package.BertModel.from_pretrained(tmp_path / "half").dtype == torch.float16
+        assert package.BertModel.from_pretrained(tmp_path / "half", dtype=None).dtype == torch.float16
+
+
+def test_a_configuration_of_transformers_is_refused_by_its_full_name() -> None:
+    expected = "^BertModel: expected a BertConfig, got BertConfig of transformers$"
+    with pytest.raises(OptionError, match=expected):
+        padless.BertModel(transformers.BertConfig())  # type: ignore[arg-type]
+
+
+def test_saving_takes_the_arguments_of_transformers(tmp_path: Path) -> None:
+    theirs, ours = pair(tmp_path / "first", "Bert")
+    for folder, size in (("text", "10KB"), ("number", 10_000)):
+        ours.save_pretrained(tmp_path / folder, max_shard_size=size, safe_serialization=True)
+    shards = [sorted(path.name for path in (tmp_path / folder).iterdir()) for folder in ("text", "number")]
+    assert shards[0] == shards[1]
+    assert len(shards[0]) > 4
+    assert_same(answers(type(theirs).from_pretrained(tmp_path / "text")), answers(theirs))
+    ours.save_pretrained(tmp_path / "not here", is_main_process=False)
+    assert not (tmp_path / "not here").exists()
+    with pytest.raises(OptionError, match=r"^safe_serialization: expected True, padless writes no pickles$"):
+        ours.save_pretrained(tmp_path / "not here", safe_serialization=False)
+    for size in ("much", "5", 5.0):
+        with pytest.raises(OptionError, match=r"^max_shard_size: expected bytes or a text such as '5GB', got "):
+            ours.save_pretrained(tmp_path / "not here", max_shard_size=size)
+
+
+@pytest.mark.parametrize("family", ["Bert", "MT5"])
+def test_a_functional_call_leaves_the_model_as_it_was(tmp_path: Path, family: str) -> None:
+    theirs, ours = pair(tmp_path, family)
+    before = answers(ours)
+    results = []
+    for model in (theirs, ours):
+        weights = {name: parameter.detach() * 1.25 for name, parameter in model.named_parameters()}
+        results.append(kept(model, functional_call(model, weights, (), dict(INPUTS))[0]))
+    assert_same(results[1], results[0], 1e-4)
+    assert torch.equal(answers(ours), before)
+
+
+def test_a_compiled_model_says_nothing_it_should_not(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    theirs, ours = pair(tmp_path, "Bert")
+    compiled = torch.compile(ours, backend="eager")
+    with torch.no_grad():
+        assert_same(answers(compiled), answers(theirs))
+    del compiled
+    gc.collect()
+    assert "Exception ignored" not in capfd.readouterr().err
