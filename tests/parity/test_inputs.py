@@ -102,6 +102,8 @@ def test_a_text_without_tokens_disturbs_nobody(item: ModelClass) -> None:
     for name in alone:
         assert_close(among[name][[0, 2]], alone[name], item.family)
         assert torch.isfinite(among[name]).all(), name
+    if "pooler_output" in alone:  # of a text without a first token: of zeros
+        assert_close(among.pooler_output[1:2], ours.pooler(torch.zeros(1, alone[0].shape[-1])), item.family)
     none = ours(**{name: value * 0 for name, value in call.items()})
     assert all(torch.isfinite(value).all() for value in none.values())
 
