@@ -143,7 +143,7 @@ class ModelConfig(metaclass=_Spellings):
         num_labels: outputs of a classification head; follows `id2label` where that is given.
         id2label: index -> name; "LABEL_0" and so on where the file has none. Assigning it sets the other two.
         label2id: name -> index; the inverse of `id2label` unless the file says otherwise.
-        problem_type: the loss of sequence classification; None: by the labels of the first call that has some.
+        problem_type: the loss of sequence classification; None: by the labels of each call.
         output_hidden_states: what `forward` returns unless it is told otherwise.
         output_attentions: the same.
         return_dict: False returns tuples.
@@ -225,15 +225,28 @@ class ModelConfig(metaclass=_Spellings):
         return {**self.extra, **written, "model_type": self.model_type}
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write `config.json` into `folder`, which is made where it is missing; transformers reads it."""
+        """Write `config.json` into `folder`, which is made where it is missing; transformers reads it.
+
+        Raises:
+            ConfigError: a value was assigned that JSON does not have; torch's dtypes are written by their names.
+        """
         target = Path(folder)
+        text = json.dumps(self.to_dict(), indent=2, sort_keys=True, default=_written)
         target.mkdir(parents=True, exist_ok=True)
-        (target / CONFIG_NAME).write_text(json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        (target / CONFIG_NAME).write_text(f"{text}\n", encoding="utf-8")
 
     @classmethod
-    def from_pretrained(cls, path: str | os.PathLike[str], **overrides: Any) -> Self:
-        """Read `config.json` of a model folder or an id such as "org/name"; see `from_folder`."""
-        return cls.from_folder(resolve_folder(path), **overrides)
+    def from_pretrained(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        **overrides: Any,
+    ) -> Self:
+        """Read `config.json` of a model folder or an id such as "org/name"; see `from_folder` and `resolve_folder`."""
+        folder = resolve_folder(path, revision=revision, local_files_only=local_files_only)
+        return cls.from_folder(folder, **overrides)
 
     @classmethod
     def from_folder(cls, folder: Path, **overrides: Any) -> Self:
@@ -341,6 +354,13 @@ def _spell(hint: Any) -> str:
         return f"a list of {_spell(arguments[0])}"
     names = {int: "an integer", float: "a number", bool: "true or false", str: "a string", type(None): "null"}
     return names.get(hint, "an object")
+
+
+def _written(value: Any) -> str:
+    kind = type(value)
+    if (kind.__module__, kind.__name__) == ("torch", "dtype"):
+        return str(value).removeprefix("torch.")
+    raise ConfigError(f"{CONFIG_NAME}: expected values that JSON has, got a {kind.__name__}")
 
 
 def _describe(value: Any) -> str:

@@ -30,6 +30,9 @@ __all__ = ["PreTrainedModel", "parameters_left_empty"]
 LARGEST_SHARD = 5_000_000_000
 """Bytes of one weights file; what the hub recommends."""
 
+MEANINGLESS = frozenset({"low_cpu_mem_usage", "trust_remote_code"})
+"""Arguments of `from_pretrained` that change nothing here: memory is always low, and no code beside weights is run."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -132,7 +135,7 @@ class PreTrainedModel(Block, metaclass=_ModelType):
             attn_implementation: accepted, and ignored with one log line: the dispatch table decides.
             use_safetensors: False allows pickled weights (`pytorch_model.bin`), read with torch's restricted unpickler.
             overrides: fields of the configuration, such as `num_labels`, and arguments of the class, such as
-                `add_pooling_layer`.
+                `add_pooling_layer`. Others of transformers' are accepted where they are None, False or empty.
 
         Raises:
             ModelNotFoundError, ConfigError, WeightsError: the folder; one line that names file and field.
@@ -144,6 +147,10 @@ class PreTrainedModel(Block, metaclass=_ModelType):
         folder = resolve_folder(path, revision=revision, local_files_only=local_files_only)
         parameters = inspect.signature(cls.__init__).parameters
         arguments = {name: overrides.pop(name) for name in [*overrides] if name in parameters}
+        known = {*cls.config_class.__dataclass_fields__, *cls.config_class.aliases}
+        for name in [name for name in overrides if name not in known]:
+            if name in MEANINGLESS or overrides[name] in (None, False, ""):
+                del overrides[name]
         if config is None:
             config = cls._read_config(folder, overrides)
         elif overrides:

@@ -17,7 +17,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 import padless
-from padless.engine.errors import InputError, OptionError
+from padless.engine.errors import ConfigError, InputError, OptionError
 
 SIZES: dict[str, Any] = {
     "vocab_size": 61,
@@ -362,3 +362,31 @@ def test_a_compiled_model_says_nothing_it_should_not(tmp_path: Path, capfd: pyte
     del compiled
     gc.collect()
     assert "Exception ignored" not in capfd.readouterr().err
+
+
+def test_a_dtype_assigned_to_a_configuration_is_saved_by_its_name(tmp_path: Path) -> None:
+    config = padless.BertConfig()
+    config.torch_dtype = torch.bfloat16
+    config.save_pretrained(tmp_path)
+    assert transformers.BertConfig.from_pretrained(tmp_path).dtype == torch.bfloat16
+    config.judge = object()
+    with pytest.raises(ConfigError, match=r"^config.json: expected values that JSON has, got a object$"):
+        config.save_pretrained(tmp_path / "never")
+    assert not (tmp_path / "never").exists()
+
+
+@pytest.mark.parametrize("package", [transformers, padless])
+def test_arguments_about_downloads_that_ask_for_nothing_are_accepted(tmp_path: Path, package: Any) -> None:
+    pair(tmp_path, "Bert")
+    nothing = {"cache_dir": None, "token": None, "force_download": False, "proxies": None, "subfolder": ""}
+    for name in ("BertForTokenClassification", "AutoModelForTokenClassification"):
+        model = getattr(package, name).from_pretrained(
+            tmp_path, **nothing, low_cpu_mem_usage=True, trust_remote_code=True, output_attentions=False, variant=None
+        )
+        assert model(**INPUTS).logits.shape == (2, 5, 2)
+
+
+def test_an_argument_that_asks_for_something_is_refused_by_name(tmp_path: Path) -> None:
+    pair(tmp_path, "Bert")
+    with pytest.raises(OptionError, match=r"^token: "):
+        padless.BertModel.from_pretrained(tmp_path, token="a secret")
