@@ -30,9 +30,11 @@ class AutoConfig:
     """The configuration class of a folder's family."""
 
     @staticmethod
-    def from_pretrained(path: str | os.PathLike[str], **overrides: Any) -> Any:
+    def from_pretrained(
+        path: str | os.PathLike[str], *, revision: str | None = None, local_files_only: bool = False, **overrides: Any
+    ) -> Any:
         """Read a folder's `config.json`; `overrides` are fields whose value in the file does not count."""
-        folder = resolve_folder(path)
+        folder = resolve_folder(path, revision=revision, local_files_only=local_files_only)
         source = str(folder / CONFIG_NAME)
         return family_class(model_type(folder), "Config", source=source).from_folder(folder, **overrides)
 

@@ -199,7 +199,14 @@ class BareModel(EncoderModel):
         Raises:
             InputError: naming the text or the value.
         """
-        batch = inputs.batch
+        batch, embeds = inputs.batch, inputs.inputs_embeds
+        if embeds is not None:
+            width, dtype = self.word_embeddings.embedding_dim, self.word_embeddings.weight.dtype
+            if embeds.shape[-1] != width or embeds.dtype != dtype:
+                wanted, found = (str(kind).removeprefix("torch.") for kind in (dtype, embeds.dtype))
+                raise InputError(
+                    f"inputs_embeds: expected {width} channels of {wanted}, got {embeds.shape[-1]} of {found}"
+                )
         if self.longest is not None and batch.max_seqlen > self.longest:
             row = int(batch.lengths.argmax())
             raise InputError(f"text {row}: {batch.max_seqlen} tokens, the model takes at most {self.longest}")

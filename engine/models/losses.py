@@ -23,13 +23,21 @@ def class_loss(logits: Tensor, labels: Tensor, ignored: int = IGNORED) -> Tensor
     Args:
         logits: `[items, classes]`.
         labels: int64 of as many items; `ignored` leaves one out.
+
+    Raises:
+        InputError: another number of labels, or one that is no class.
     """
     if labels.is_floating_point():
         raise InputError(f"labels: expected whole numbers, got {str(labels.dtype).removeprefix('torch.')}")
     flat = labels.reshape(-1).to(logits.device)
     if len(flat) != len(logits):
         raise InputError(f"labels: expected {len(logits)} of them, got shape {list(labels.shape)}")
-    return F.cross_entropy(_wide(logits), flat.long(), ignore_index=ignored)
+    flat = flat.long()
+    if flat.device.type == "cpu":  # on a GPU looking would wait for the device
+        wrong = flat[(flat != ignored) & ((flat < 0) | (flat >= logits.shape[-1]))]
+        if len(wrong):
+            raise InputError(f"labels: expected 0 to {logits.shape[-1] - 1}, or {ignored}, got {wrong[0].item()}")
+    return F.cross_entropy(_wide(logits), flat, ignore_index=ignored)
 
 
 def sequence_loss(logits: Tensor, labels: Tensor, problem_type: str | None) -> Tensor:

@@ -17,7 +17,7 @@ from transformers import BertForMaskedLM
 from transformers import BertModel as TheirModel
 
 from padless.engine.batch import PackedBatch, TokenizedTexts, pack
-from padless.engine.errors import ConfigError
+from padless.engine.errors import ConfigError, InputError
 from padless.engine.models.bert import BertConfig, BertModel
 from padless.engine.weights import load_weights
 
@@ -318,3 +318,17 @@ def test_a_configuration_that_cannot_be_run_is_refused(field: str, value: Any) -
     with pytest.raises(ConfigError, match=field) as error:
         BertConfig.from_dict(raw, source="here.json")
     assert str(error.value).startswith("here.json: ")
+
+
+@pytest.mark.parametrize(
+    ("embeds", "found"),
+    [(torch.zeros(1, 2, 23), "23 of float32"), (torch.zeros(1, 2, 24, dtype=torch.float64), "24 of float64")],
+)
+def test_embeddings_of_another_width_or_dtype_are_refused(embeds: Tensor, found: str) -> None:
+    with pytest.raises(InputError, match=f"inputs_embeds: expected 24 channels of float32, got {found}$"):
+        our_model(their_model(torch.float32))(inputs_embeds=embeds)
+
+
+def test_configurations_take_where_to_look_beside_fields(minilm_folder: Path) -> None:
+    config = BertConfig.from_pretrained(minilm_folder, revision="main", local_files_only=True, num_labels=5)
+    assert (config.hidden_size, config.num_labels) == (384, 5)

@@ -252,3 +252,9 @@ def test_a_class_beyond_the_number_of_labels_is_an_error(tmp_path: Path) -> None
     _, ours = pair("ForSequenceClassification", num_labels=3)
     with pytest.raises((IndexError, InputError)):
         ours(input_ids=IDS, labels=torch.tensor([0, 3, 1]))
+
+
+@pytest.mark.parametrize("label", [3, -1, 10**6])
+def test_a_label_that_is_no_class_is_named(label: int) -> None:
+    with pytest.raises(InputError, match=f"labels: expected 0 to 2, or -100, got {label}$"):
+        class_loss(torch.randn(4, 3), torch.tensor([0, -100, label, 2]))
