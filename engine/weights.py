@@ -111,6 +111,7 @@ def load_weights(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     optional: Sequence[str] = (),
+    replaceable: bool = False,
     tied: Mapping[str, str] | None = None,
     pickled: bool = False,
     progress: bool = False,
@@ -128,6 +129,7 @@ def load_weights(
         dtype: of the floating-point parameters afterwards; None keeps the model's own.
         device: of the model afterwards.
         optional: submodules such as "classifier" that the checkpoint may lack as a whole; lacking a part is an error.
+        replaceable: an optional submodule of which the checkpoint has another shape counts as lacking.
         tied: name -> name of the parameter it is another name for; both must be the same object, or the first not be in
             the model at all. The file may hold any of the names; several must hold the same values. Names of the model
             that share a parameter are tied without being told.
@@ -147,7 +149,7 @@ def load_weights(
     checkpoint = find_checkpoint(folder, pickled=pickled)
     with ExitStack() as files:
         stored = _tensors(checkpoint, files)
-        groups, report = _match(model, stored, rules, tied or {}, optional, checkpoint.source)
+        groups, report = _match(model, stored, rules, tied or {}, optional, replaceable, checkpoint.source)
         if report.dropped:
             dropped = f"{len(report.dropped)} tensors that this model does not have: {listed(report.dropped)}"
             logger.info("%s: %s", checkpoint.source, dropped)
@@ -192,6 +194,7 @@ def _match(
     rules: NameRules,
     tied: Mapping[str, str],
     optional: Sequence[str],
+    replaceable: bool,
     source: Path,
 ) -> tuple[list[tuple[str, list[StoredTensor]]], LoadReport]:
     """(a name of the parameter, the tensors that hold its values) for each parameter, in the order of the file."""
@@ -199,6 +202,7 @@ def _match(
     names = _comparable(targets, rules)
     faults = _Faults()
     found: dict[str, StoredTensor] = {}
+    misshapen: dict[str, str] = {}
     dropped: list[str] = []
     for tensor in stored:
         name = names.get(rules.apply(tensor.name))
@@ -211,10 +215,16 @@ def _match(
             found[name] = tensor
             target = targets[name]
             if tuple(target.shape) != tensor.shape:
-                faults.misshapen.append(f"{name} (found {list(tensor.shape)}, expected {list(target.shape)})")
+                misshapen[name] = f"{name} (found {list(tensor.shape)}, expected {list(target.shape)})"
             kinds = FLOATS if target.is_floating_point() else INTEGERS
             if tensor.dtype not in kinds:
                 faults.mistyped.append(f"{name} (found {tensor.dtype}, expected one of {', '.join(kinds)})")
+    for place in optional if replaceable else ():
+        if any(_within(name, place) for name in misshapen):
+            for name in [name for name in found if _within(name, place)]:
+                dropped.append(found.pop(name).name)
+                misshapen.pop(name, None)
+    faults.misshapen.extend(misshapen.values())
     groups: dict[int, tuple[str, list[StoredTensor]]] = {}
     for name, tensor in found.items():
         own = tied.get(name, name)

@@ -114,6 +114,7 @@ class PreTrainedModel(Block, metaclass=_ModelType):
         device_map: Any = None,
         attn_implementation: str | None = None,
         use_safetensors: bool | None = None,
+        ignore_mismatched_sizes: bool = False,
         **overrides: Any,
     ) -> Self:
         """Build the model that a folder describes and fill it with the folder's weights; in evaluation mode.
@@ -134,6 +135,8 @@ class PreTrainedModel(Block, metaclass=_ModelType):
             device_map: "auto" means `device="auto"`; a device means that device.
             attn_implementation: accepted, and ignored with one log line: the dispatch table decides.
             use_safetensors: False allows pickled weights (`pytorch_model.bin`), read with torch's restricted unpickler.
+            ignore_mismatched_sizes: a task head whose shape is another one in the checkpoint, such as that of another
+                number of labels, is initialised as if it were not there.
             overrides: fields of the configuration, such as `num_labels`, and arguments of the class, such as
                 `add_pooling_layer`. Others of transformers' are accepted where they are None, False or empty.
 
@@ -169,6 +172,7 @@ class PreTrainedModel(Block, metaclass=_ModelType):
             dtype=precision,
             device=target,
             optional=model.optional_parts(),
+            replaceable=ignore_mismatched_sizes,
             tied=model.tie_table(),
             pickled=use_safetensors is False,
             progress=True,

@@ -390,3 +390,24 @@ def test_an_argument_that_asks_for_something_is_refused_by_name(tmp_path: Path) 
     pair(tmp_path, "Bert")
     with pytest.raises(OptionError, match=r"^token: "):
         padless.BertModel.from_pretrained(tmp_path, token="a secret")
+
+
+@pytest.mark.parametrize("tag", ["ForSequenceClassification", "ForTokenClassification"])
+def test_a_head_of_another_size_is_replaced_where_that_is_asked_for(
+    tag: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    theirs = getattr(transformers, f"Bert{tag}")(transformers.BertConfig(**SIZES, num_labels=3)).eval()
+    theirs.save_pretrained(tmp_path)
+    ours = getattr(padless, f"Bert{tag}")
+    with pytest.raises(padless.WeightsError, match=r"wrong shape: classifier\."):
+        ours.from_pretrained(tmp_path, num_labels=5)
+    with caplog.at_level("WARNING"):
+        model = ours.from_pretrained(tmp_path, num_labels=5, ignore_mismatched_sizes=True)
+    assert "classifier" in caplog.text
+    assert model.classifier.weight.shape == (5, SIZES["hidden_size"])
+    assert model.classifier.weight.isfinite().all()
+    assert (model.classifier.bias == 0).all()
+    for name, value in theirs.bert.state_dict().items():
+        assert torch.equal(model.bert.state_dict()[name], value)
+    with pytest.raises(padless.WeightsError, match="wrong shape: bert"):
+        ours.from_pretrained(tmp_path, type_vocab_size=5, ignore_mismatched_sizes=True)
