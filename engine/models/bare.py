@@ -212,7 +212,8 @@ class BareModel(EncoderModel):
             raise InputError(f"text {row}: {batch.max_seqlen} tokens, the model takes at most {self.longest}")
         if inputs.layout.shape is None or not batch.tokens:
             return  # our own packing is trusted: nothing in that path may wait for the device
-        limits = {"input_ids": (batch.input_ids, self.config.vocab_size)}
+        rows = getattr(self.word_embeddings, "num_embeddings", self.config.vocab_size)
+        limits = {"input_ids": (batch.input_ids, rows)}
         if batch.token_type_ids is not None and getattr(self.config, "type_vocab_size", None):
             limits["token_type_ids"] = (batch.token_type_ids, self.config.type_vocab_size)
         if self.longest is not None:

@@ -24,7 +24,7 @@ from .blocks import Block, FeedForward, Projection, SelfAttention
 from .heads import Pooler
 from .parameters import Embedding, LayerNorm
 from .pretrained import PreTrainedModel
-from .pretraining import ClsForMaskedLM, ClsForNextSentencePrediction, ClsForPreTraining
+from .pretraining import CLS_VOCABULARY, ClsForMaskedLM, ClsForNextSentencePrediction, ClsForPreTraining
 from .record import Record
 from .tasks import (
     ForMultipleChoice,
@@ -167,6 +167,7 @@ class BertFamily(PreTrainedModel):
 
     config_class = BertConfig
     base_model_prefix = "bert"
+    vocabulary = CLS_VOCABULARY
     name_rules = NameRules(
         prefixes=("bert.", "model."),
         renames=((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")),

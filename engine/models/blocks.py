@@ -85,6 +85,14 @@ class LinearOp(BoundOp):
         """Whether every layer is a stock one without hooks."""
         return all(map(_is_stock, self._layers()))
 
+    def bind(self, device: torch.device, dtype: torch.dtype, *, backend: str, deterministic: bool) -> None:
+        """As `BoundOp.bind`, with the width that the layers have by now."""
+        layers = self._layers()
+        widths = [layer.out_features for layer in layers if isinstance(layer, nn.Linear)]
+        if len(widths) == len(layers):
+            self._facts = {**self._facts, "hidden": sum(widths)}
+        super().bind(device, dtype, backend=backend, deterministic=deterministic)
+
     def through(self, *inputs: Any, **options: Any) -> Any:
         """The outputs of the layers, side by side, and then what the op does with them."""
         outputs = [layer(*inputs) for layer in self._layers()]

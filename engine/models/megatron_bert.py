@@ -22,7 +22,7 @@ from .blocks import Block, FeedForward, ResidualProjection, SelfAttention, norm_
 from .heads import Pooler
 from .parameters import LayerNorm
 from .pretrained import PreTrainedModel
-from .pretraining import ClsForMaskedLM, ClsForNextSentencePrediction, ClsForPreTraining
+from .pretraining import CLS_VOCABULARY, ClsForMaskedLM, ClsForNextSentencePrediction, ClsForPreTraining
 from .record import Record
 from .tasks import (
     ForMultipleChoice,
@@ -145,6 +145,7 @@ class MegatronBertFamily(PreTrainedModel):
 
     config_class = MegatronBertConfig
     base_model_prefix = "bert"
+    vocabulary = CLS_VOCABULARY
     name_rules = NameRules(
         prefixes=("bert.", "model."),
         renames=((r"(LayerNorm|\bln)\.gamma$", r"\1.weight"), (r"(LayerNorm|\bln)\.beta$", r"\1.bias")),

@@ -7,7 +7,7 @@ text in the batch; in a padded batch of transformers the last one's neighbour is
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -27,7 +27,7 @@ from .heads import Pooler, PredictionTransform
 from .mobilebert_blocks import DEFAULT_EPS, NORMS, MobileBertEncoder
 from .parameters import Embedding, Linear
 from .pretrained import PreTrainedModel
-from .pretraining import ClsForMaskedLM, ClsForNextSentencePrediction, ClsForPreTraining
+from .pretraining import CLS_VOCABULARY, ClsForMaskedLM, ClsForNextSentencePrediction, ClsForPreTraining
 from .record import Record
 from .tasks import (
     ForMultipleChoice,
@@ -186,6 +186,7 @@ class MobileBertFamily(PreTrainedModel):
 
     config_class = MobileBertConfig
     base_model_prefix = "mobilebert"
+    vocabulary = replace(CLS_VOCABULARY, columns=("cls.predictions.dense.weight",))
     name_rules = NameRules(
         prefixes=("mobilebert.", "model."),
         renames=((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")),

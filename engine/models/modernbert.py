@@ -24,6 +24,7 @@ from .modernbert_config import SLIDING, ModernBertConfig
 from .parameters import Embedding, LayerNorm, Linear
 from .pretrained import PreTrainedModel
 from .record import Record
+from .resizing import Vocabulary
 from .rope import RotaryTables
 from .tasks import (
     ForMaskedLM,
@@ -153,6 +154,7 @@ class ModernBertPreTrainedModel(PreTrainedModel):
 
     config_class = ModernBertConfig
     base_model_prefix = "model"
+    vocabulary = Vocabulary(tables=("embeddings.tok_embeddings",), decoder="decoder")
     name_rules = NameRules(prefixes=("model.",), ignored=(r"rotary_emb\.", r"^head\.", r"^decoder\.", r"^classifier\."))
 
     def initialise(self, part: nn.Module | None = None) -> None:

@@ -28,6 +28,7 @@ from .mt5_blocks import MT5Attention, MT5Block, MT5FeedForward, ScaleNorm
 from .parameters import Embedding
 from .pretrained import PreTrainedModel
 from .record import Record
+from .resizing import Vocabulary
 from .tasks import ForTokenClassification
 
 __all__ = ["MT5Config", "MT5EncoderModel", "MT5ForTokenClassification"]
@@ -148,6 +149,7 @@ class MT5Family(PreTrainedModel):
 
     config_class = MT5Config
     base_model_prefix = "transformer"
+    vocabulary = Vocabulary(tables=("shared", "encoder.embed_tokens"))
     name_rules = NameRules(
         prefixes=("transformer.",),
         ignored=(r"^decoder\.", r"^(lm_head|classifier|classification_head|qa_outputs)\."),

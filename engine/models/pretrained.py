@@ -22,8 +22,8 @@ from ..ops.bind import explain_ops
 from ..precision import resolve_checkpoint_dtype, resolve_device
 from ..weights import NameRules, load_weights
 from ..weights_writer import save_weights
-from .blocks import Block
 from .parameters import initialise
+from .resizing import WithVocabulary
 
 __all__ = ["PreTrainedModel", "parameters_left_empty"]
 
@@ -73,7 +73,7 @@ class _ModelType(type):
         return model
 
 
-class PreTrainedModel(Block, metaclass=_ModelType):
+class PreTrainedModel(WithVocabulary, metaclass=_ModelType):
     """Base of every model class.
 
     A class defines:
@@ -82,6 +82,7 @@ class PreTrainedModel(Block, metaclass=_ModelType):
         name_rules: from a checkpoint's names to the parameters' names.
         tied: name -> name of the parameter it is, where the configuration ties word embeddings.
         refused_dtypes: dtype -> why this family cannot compute in it.
+        vocabulary: which of its parameters have a row for every token.
     """
 
     config_class: ClassVar[type[ModelConfig]]
@@ -236,10 +237,6 @@ class PreTrainedModel(Block, metaclass=_ModelType):
     def num_parameters(self, only_trainable: bool = False) -> int:
         """How many values the parameters hold; tied ones count once."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad or not only_trainable)
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The word embeddings."""
-        return self.base_model.word_embeddings
 
     def explain(self) -> str:
         """What serves each op of this model here, and why the other implementations do not."""

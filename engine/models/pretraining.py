@@ -10,9 +10,15 @@ from torch import Tensor, nn
 
 from .blocks import Dense
 from .heads import WordPredictions
+from .resizing import Vocabulary
 from .tasks import ForMaskedLM, ForNextSentencePrediction, ForPreTraining, TaskModel
 
-__all__ = ["ClsForMaskedLM", "ClsForNextSentencePrediction", "ClsForPreTraining"]
+__all__ = ["CLS_VOCABULARY", "ClsForMaskedLM", "ClsForNextSentencePrediction", "ClsForPreTraining"]
+
+CLS_VOCABULARY = Vocabulary(
+    tables=("embeddings.word_embeddings",), decoder="cls.predictions.decoder", bias="cls.predictions.bias"
+)
+"""Of the families whose decoder is `cls.predictions.decoder`."""
 
 
 class _WithPredictions(TaskModel):
