@@ -21,6 +21,7 @@ from ..weights import NameRules
 from .activations import ACTIVATIONS, check_activation
 from .bare import BareModel
 from .blocks import Block, FeedForward, Projection, SelfAttention
+from .checkpointing import LayerStack
 from .heads import Pooler
 from .parameters import Embedding, LayerNorm
 from .pretrained import PreTrainedModel
@@ -144,7 +145,7 @@ class BertLayer(nn.Module):
         return self.output(self.intermediate(x), x)
 
 
-class BertEncoder(nn.Module):
+class BertEncoder(LayerStack):
     """The layers, one after the other."""
 
     def __init__(self, config: BertConfig) -> None:
@@ -153,7 +154,7 @@ class BertEncoder(nn.Module):
 
     def forward(self, x: Tensor, batch: PackedBatch, record: Record | None = None) -> Tensor:
         """`[tokens, hidden]` to `[tokens, hidden]`."""
-        for layer in self.layer:
+        for layer in self.each(self.layer):
             if record is not None:
                 record.hidden_state(x)
             x = layer(x, batch, record)

@@ -19,6 +19,7 @@ from .activations import ACTIVATIONS, check_activation
 from .bare import BareModel
 from .bert import BertEmbeddings
 from .blocks import Block, FeedForward, ResidualProjection, SelfAttention, norm_op
+from .checkpointing import LayerStack
 from .heads import Pooler
 from .parameters import LayerNorm
 from .pretrained import PreTrainedModel
@@ -119,7 +120,7 @@ class MegatronBertLayer(Block):
         return self.output(self.intermediate(self.norm(x)), x)
 
 
-class MegatronBertEncoder(Block):
+class MegatronBertEncoder(LayerStack):
     """The layers, one after the other, and the norm of what they add up."""
 
     def __init__(self, config: MegatronBertConfig) -> None:
@@ -130,7 +131,7 @@ class MegatronBertEncoder(Block):
 
     def forward(self, x: Tensor, batch: PackedBatch, record: Record | None = None) -> Tensor:
         """`[tokens, hidden]` to `[tokens, hidden]`; of the hidden states only the last is normalised."""
-        for layer in self.layer:
+        for layer in self.each(self.layer):
             if record is not None:
                 record.hidden_state(x)
             x = layer(x, batch, record)

@@ -16,6 +16,7 @@ from ..batch import PackedBatch
 from ..ops.bind import BoundOp, Source
 from .activations import ACTIVATIONS
 from .blocks import Block, FeedForward, SelfAttention, linear_op, norm_op
+from .checkpointing import LayerStack
 from .parameters import LayerNorm, Linear, NoNorm
 from .record import Record
 
@@ -167,7 +168,7 @@ class MobileBertLayer(nn.Module):
         return self.output.leave(self.intermediate(narrow.to(dtype)), narrow, x)
 
 
-class MobileBertEncoder(nn.Module):
+class MobileBertEncoder(LayerStack):
     """The layers, one after the other."""
 
     def __init__(self, config: MobileBertConfig) -> None:
@@ -176,7 +177,7 @@ class MobileBertEncoder(nn.Module):
 
     def forward(self, x: Tensor, batch: PackedBatch, record: Record | None, dtype: torch.dtype) -> Tensor:
         """The residual stream `[tokens, hidden]` to the last hidden state, which like those recorded is in `dtype`."""
-        for layer in self.layer:
+        for layer in self.each(self.layer):
             if record is not None:
                 record.hidden_state(x.to(dtype))
             x = layer(x, batch, record)

@@ -20,6 +20,7 @@ from ..weights import NameRules
 from .activations import ACTIVATIONS
 from .bare import BareModel, Encoded
 from .blocks import Block, Dense, attend, attention_op, linear_op, norm_op
+from .checkpointing import LayerStack
 from .modernbert_config import SLIDING, ModernBertConfig
 from .parameters import Embedding, LayerNorm, Linear
 from .pretrained import PreTrainedModel
@@ -179,7 +180,7 @@ class ModernBertPreTrainedModel(PreTrainedModel):
                 nn.init.zeros_(bias)
 
 
-class ModernBertModel(ModernBertPreTrainedModel, BareModel):
+class ModernBertModel(ModernBertPreTrainedModel, BareModel, LayerStack):
     """The encoder without head."""
 
     def __init__(self, config: ModernBertConfig) -> None:
@@ -244,7 +245,7 @@ class ModernBertModel(ModernBertPreTrainedModel, BareModel):
         """The last hidden state, `[tokens, hidden_size]`; recorded last, it is the normalised one."""
         turns = {kind: tables.lookup(batch) for kind, tables in self.tables.items()}
         x = self.embeddings(batch, inputs_embeds)
-        for layer, kind in zip(self.layers, self.kinds, strict=True):
+        for layer, kind in zip(self.each(self.layers), self.kinds, strict=True):
             if record is not None:
                 record.hidden_state(x)
             x = layer(x, batch, turns[kind], record)

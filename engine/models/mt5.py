@@ -23,7 +23,8 @@ from ..outputs import BaseModelOutput
 from ..weights import NameRules
 from .activations import check_activation
 from .bare import BareModel
-from .blocks import Block, Dense
+from .blocks import Dense
+from .checkpointing import LayerStack
 from .mt5_blocks import MT5Attention, MT5Block, MT5FeedForward, ScaleNorm
 from .parameters import Embedding
 from .pretrained import PreTrainedModel
@@ -107,7 +108,7 @@ class MT5Config(ModelConfig):
         return {**super().to_dict(), **beside}
 
 
-class MT5Stack(Block):
+class MT5Stack(LayerStack):
     """The encoder's layers between the word embeddings and a last norm."""
 
     def __init__(self, config: MT5Config, embed_tokens: Embedding) -> None:
@@ -124,7 +125,7 @@ class MT5Stack(Block):
         x = self._dropped(x)
         if x.dtype == torch.float16:
             x = x.float()
-        for block in self.block:
+        for block in self.each(self.block):
             if record is not None:
                 record.hidden_state(x)
             x = block(x, batch, self.position_bias, record)

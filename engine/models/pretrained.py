@@ -22,6 +22,7 @@ from ..ops.bind import explain_ops
 from ..precision import resolve_checkpoint_dtype, resolve_device
 from ..weights import NameRules, load_weights
 from ..weights_writer import save_weights
+from .checkpointing import WithCheckpointing
 from .parameters import initialise
 from .resizing import WithVocabulary
 
@@ -73,7 +74,7 @@ class _ModelType(type):
         return model
 
 
-class PreTrainedModel(WithVocabulary, metaclass=_ModelType):
+class PreTrainedModel(WithVocabulary, WithCheckpointing, metaclass=_ModelType):
     """Base of every model class.
 
     A class defines:

@@ -396,7 +396,7 @@ def test_an_argument_that_asks_for_something_is_refused_by_name(tmp_path: Path) 
 def test_a_head_of_another_size_is_replaced_where_that_is_asked_for(
     tag: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    theirs = getattr(transformers, f"Bert{tag}")(transformers.BertConfig(**SIZES, num_labels=3)).eval()
+    theirs = getattr(transformers, f"Bert{tag}")(transformers.BertConfig(**{**SIZES, "num_labels": 3})).eval()
     theirs.save_pretrained(tmp_path)
     ours = getattr(padless, f"Bert{tag}")
     with pytest.raises(padless.WeightsError, match=r"wrong shape: classifier\."):
@@ -411,3 +411,102 @@ def test_a_head_of_another_size_is_replaced_where_that_is_asked_for(
         assert torch.equal(model.bert.state_dict()[name], value)
     with pytest.raises(padless.WeightsError, match="wrong shape: bert"):
         ours.from_pretrained(tmp_path, type_vocab_size=5, ignore_mismatched_sizes=True)
+
+
+def saved_values(model: Any, **inputs: Any) -> tuple[Any, int]:
+    """The model's output, and how many values its backward pass holds on to."""
+    held: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = model(**inputs)
+    return output, sum(held.values())
+
+
+@pytest.mark.parametrize("family", sorted(FIELDS))
+@pytest.mark.parametrize("options", [None, {"use_reentrant": False}, {"use_reentrant": True}])
+def test_layers_computed_twice_give_the_same_losses_and_gradients(
+    tmp_path: Path, family: str, options: dict[str, Any] | None
+) -> None:
+    theirs, ours = pair(tmp_path, family)
+    labels = torch.tensor([[0, 1, 1, 0, 1], [1, 0, -100, -100, -100]])
+    inputs = {**INPUTS, "labels": labels, "output_hidden_states": True, "output_attentions": True}
+
+    def step(model: Any) -> tuple[Any, dict[str, Tensor], int]:
+        model.zero_grad()
+        with torch.random.fork_rng():
+            torch.manual_seed(5)
+            output, held = saved_values(model, **inputs)
+            output.loss.backward()
+        gradients = {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
+        return output, gradients, held
+
+    ours.train()
+    expected, wanted, most = step(ours)
+    assert not ours.is_gradient_checkpointing
+    ours.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+    assert ours.is_gradient_checkpointing
+    found, gradients, least = step(ours)
+    assert least < most / 2
+    assert torch.equal(found.loss, expected.loss)
+    assert torch.equal(found.logits, expected.logits)
+    for name in ("hidden_states", "attentions"):
+        assert len(found[name]) == len(expected[name])
+        for one, other in zip(found[name], expected[name], strict=True):
+            assert torch.equal(one, other)
+    assert gradients.keys() == wanted.keys()
+    for name, value in gradients.items():
+        assert_same(value, wanted[name], 1e-6)
+    ours.gradient_checkpointing_disable()
+    assert not ours.is_gradient_checkpointing
+    assert step(ours)[2] == most
+    # Without dropout, beside transformers.
+    for model in (ours, theirs):
+        model.activation_checkpointing_enable()
+        assert model.is_activation_checkpointing
+        model.train()
+        for module in model.modules():
+            for name, value in vars(module).items():
+                if "drop" in name and isinstance(value, float):
+                    setattr(module, name, 0.0)
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+    ours.config.classifier_dropout = ours.config.hidden_dropout_prob = 0.0
+    (output, found_gradients, _), (reference, reference_gradients, _) = step(ours), step(theirs)
+    assert_same(output.loss, reference.loss)
+    for name, value in found_gradients.items():
+        assert_same(value, reference_gradients[name], 1e-4)
+
+
+def test_layers_are_computed_twice_in_training_only_and_no_more_of_them_than_asked_for(tmp_path: Path) -> None:
+    _, ours = pair(tmp_path, "Bert", num_hidden_layers=4)
+    calls: list[int] = []
+    for index, layer in enumerate(ours.bert.encoder.layer):
+        layer.attention["self"].register_forward_pre_hook(lambda module, inputs, index=index: calls.append(index))
+    ours.gradient_checkpointing_enable(every_n_layers=2)
+    answers(ours.train()).sum().backward()
+    assert sorted(calls) == [0, 0, 1, 2, 2, 3]
+    calls.clear()
+    answers(ours.eval()).sum().backward()
+    assert calls == [0, 1, 2, 3]
+    calls.clear()
+    copy.deepcopy(ours).train()
+    with torch.no_grad():
+        answers(ours.train())
+    assert calls == [0, 1, 2, 3]
+    inside = copy.deepcopy(ours).bert
+    assert inside.is_gradient_checkpointing
+
+
+def test_what_checkpointing_does_not_know_is_refused(tmp_path: Path) -> None:
+    _, ours = pair(tmp_path, "Bert")
+    with pytest.raises(OptionError, match=r"^gradient_checkpointing_kwargs: reentrant: expected one of context_fn, "):
+        ours.gradient_checkpointing_enable({"reentrant": False})
+    with pytest.raises(OptionError, match=r"^every_n_layers: expected a whole number from 1, got 0$"):
+        ours.activation_checkpointing_enable(every_n_layers=0)
+    with pytest.raises(OptionError, match=r"^offload: expected False"):
+        ours.activation_checkpointing_enable(offload=True)
+    assert not ours.is_gradient_checkpointing
