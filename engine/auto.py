@@ -33,7 +33,9 @@ class AutoConfig:
     def from_pretrained(
         path: str | os.PathLike[str], *, revision: str | None = None, local_files_only: bool = False, **overrides: Any
     ) -> Any:
-        """Read a folder's `config.json`; `overrides` are fields whose value in the file does not count."""
+        """Read a folder's `config.json`; `overrides` are fields whose value in the file does not count. Arguments of
+        transformers' are accepted where they ask for nothing, such as `trust_remote_code`: no code is run.
+        """
         folder = resolve_folder(path, revision=revision, local_files_only=local_files_only)
         source = str(folder / CONFIG_NAME)
         return family_class(model_type(folder), "Config", source=source).from_folder(folder, **overrides)

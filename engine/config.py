@@ -65,6 +65,9 @@ LIMITS: dict[str, tuple[float, float]] = {
 }
 """Field -> smallest and largest value, both allowed; far beyond any model, far below a harmful one."""
 
+MEANINGLESS = frozenset({"low_cpu_mem_usage", "return_unused_kwargs", "trust_remote_code"})
+"""Arguments of loading that change nothing here: memory is always low, and no code beside weights is run."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -231,22 +234,40 @@ class ModelConfig(metaclass=_Spellings):
             ConfigError: a value was assigned that JSON does not have; torch's dtypes are written by their names.
         """
         target = Path(folder)
-        text = json.dumps(self.to_dict(), indent=2, sort_keys=True, default=_written)
+        text = self.to_json_string()
         target.mkdir(parents=True, exist_ok=True)
-        (target / CONFIG_NAME).write_text(f"{text}\n", encoding="utf-8")
+        (target / CONFIG_NAME).write_text(text, encoding="utf-8")
+
+    def to_json_string(self, use_diff: bool = True) -> str:
+        """The text of a `config.json` with all fields, whatever `use_diff`; errors as of `save_pretrained`."""
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True, default=_written) + "\n"
+
+    def to_json_file(self, json_file_path: str | os.PathLike[str], use_diff: bool = True) -> None:
+        """Write `to_json_string` to a file."""
+        Path(json_file_path).write_text(self.to_json_string(), encoding="utf-8")
+
+    def update(self, config_dict: Mapping[str, Any]) -> None:
+        """Assign all of these; what is no field goes to `extra`.
+
+        Raises:
+            ConfigError: a field of the wrong type or out of range; then nothing is assigned.
+        """
+        hints, where = _hints(type(self)), type(self).__name__
+        values = {self.aliases.get(name, name): value for name, value in config_dict.items() if name != "model_type"}
+        for name in ({item.name for item in fields(self)} - {"extra"}) & {*values}:
+            values[name] = _checked(values[name], hints[name], f"{where}: {name}", name)
+        derived = {name for name in values if isinstance(getattr(type(self), name, None), property)}
+        self.extra = {**self.extra, **{name: values.pop(name) for name in derived}}
+        for name, value in values.items():
+            setattr(self, name, value)
 
     @classmethod
     def from_pretrained(
-        cls,
-        path: str | os.PathLike[str],
-        *,
-        revision: str | None = None,
-        local_files_only: bool = False,
-        **overrides: Any,
+        cls, path: str | os.PathLike[str], *, revision: str | None = None, local_files_only: bool = False, **others: Any
     ) -> Self:
         """Read `config.json` of a model folder or an id such as "org/name"; see `from_folder` and `resolve_folder`."""
         folder = resolve_folder(path, revision=revision, local_files_only=local_files_only)
-        return cls.from_folder(folder, **overrides)
+        return cls.from_folder(folder, **others)
 
     @classmethod
     def from_folder(cls, folder: Path, **overrides: Any) -> Self:
@@ -254,7 +275,7 @@ class ModelConfig(metaclass=_Spellings):
 
         Args:
             folder: holds the file.
-            overrides: fields whose value in the file does not count.
+            overrides: fields whose value in the file does not count; other arguments where they ask for nothing.
 
         Raises:
             ConfigError: naming the file and the field.
@@ -264,27 +285,36 @@ class ModelConfig(metaclass=_Spellings):
         raw = read_json(path, what="model configuration", largest=LARGEST_CONFIG)
         if "auto_map" in raw:
             logger.warning("%s: auto_map names code beside the weights; it is ignored, padless runs its own", path)
-        known = {item.name for item in fields(cls)} | set(cls.aliases)
-        for name in overrides:
-            if name not in known:
-                raise OptionError(f"{name}: no field of {cls.__name__}")
-        overrides = {cls.aliases.get(name, name): value for name, value in overrides.items()}
-        if "num_labels" in overrides and overrides["num_labels"] != len(raw.get("id2label") or ()):
-            raw = {name: value for name, value in raw.items() if name not in ("id2label", "label2id")}
-        return cls.from_dict({**raw, **overrides}, source=str(path))
+        return cls.from_dict(raw, source=str(path), **overrides)
 
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any], *, source: str) -> Self:
+    def asked_for(cls, overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """The overrides without those that are no fields and ask for nothing."""
+        known = {item.name for item in fields(cls)} | set(cls.aliases)
+        idle = {name for name, value in overrides.items() if name in MEANINGLESS or value in (None, False, "")} - known
+        return {name: value for name, value in overrides.items() if name not in idle}
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any], *, source: str | None = None, **overrides: Any) -> Self:
         """Build a configuration from the fields of a `config.json`.
 
         Args:
             raw: the parsed file.
-            source: where it came from, for messages.
+            source: where it came from, for messages; None: the name of the class.
+            overrides: as of `from_folder`.
 
         Raises:
             ConfigError: a field is missing, of the wrong type or out of range.
+            OptionError: an override that is no field of this configuration.
         """
-        raw = {name: value for name, value in raw.items() if name != "model_type"}
+        source = source or cls.__name__
+        overrides = cls.asked_for(overrides)
+        for name in {*overrides} - {item.name for item in fields(cls)} - set(cls.aliases):
+            raise OptionError(f"{name}: no field of {cls.__name__}")
+        overrides = {cls.aliases.get(name, name): value for name, value in overrides.items()}
+        if "num_labels" in overrides and overrides["num_labels"] != len(raw.get("id2label") or ()):
+            raw = {name: value for name, value in raw.items() if name not in ("id2label", "label2id")}
+        raw = {name: value for name, value in {**raw, **overrides}.items() if name != "model_type"}
         hints = _hints(cls)
         known = {item.name: item for item in fields(cls) if item.init and item.name != "extra"}
         values: dict[str, Any] = {}

@@ -31,9 +31,6 @@ __all__ = ["PreTrainedModel", "parameters_left_empty"]
 LARGEST_SHARD = 5_000_000_000
 """Bytes of one weights file; what the hub recommends."""
 
-MEANINGLESS = frozenset({"low_cpu_mem_usage", "trust_remote_code"})
-"""Arguments of `from_pretrained` that change nothing here: memory is always low, and no code beside weights is run."""
-
 logger = logging.getLogger(__name__)
 
 
@@ -152,10 +149,7 @@ class PreTrainedModel(WithVocabulary, WithCheckpointing, metaclass=_ModelType):
         folder = resolve_folder(path, revision=revision, local_files_only=local_files_only)
         parameters = inspect.signature(cls.__init__).parameters
         arguments = {name: overrides.pop(name) for name in [*overrides] if name in parameters}
-        known = {*cls.config_class.__dataclass_fields__, *cls.config_class.aliases}
-        for name in [name for name in overrides if name not in known]:
-            if name in MEANINGLESS or overrides[name] in (None, False, ""):
-                del overrides[name]
+        overrides = cls.config_class.asked_for(overrides)
         if config is None:
             config = cls._read_config(folder, overrides)
         elif overrides:
