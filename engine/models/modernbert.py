@@ -7,6 +7,7 @@ Layers are of two kinds, `full_attention` and `sliding_attention`, each with its
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -121,6 +122,7 @@ class ModernBertLayer(Block):
 
     def __init__(self, config: ModernBertConfig, kind: str, first: bool) -> None:
         super().__init__()
+        self.attention_type = kind
         if not first:
             self.attn_norm = LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
         self.attn = ModernBertAttention(config, kind)
@@ -129,8 +131,9 @@ class ModernBertLayer(Block):
         self.before_attention = None if first else norm_op(self.attn_norm)
         self.before_mlp = norm_op(self.mlp_norm)
 
-    def forward(self, x: Tensor, batch: PackedBatch, turn: Turn, record: Record | None) -> Tensor:
-        """`[tokens, hidden]` to `[tokens, hidden]`."""
+    def forward(self, x: Tensor, batch: PackedBatch, turns: Mapping[str, Turn], record: Record | None) -> Tensor:
+        """`[tokens, hidden]` to `[tokens, hidden]`; of the turns, by kind, the layer takes that of its own."""
+        turn = turns[self.attention_type]
         x = self.attn(x if self.before_attention is None else self.before_attention(x), x, batch, turn, record)
         return self.mlp(self.before_mlp(x), x)
 
@@ -187,12 +190,12 @@ class ModernBertModel(ModernBertPreTrainedModel, BareModel, LayerStack):
         super().__init__(config)
         # Fields may have been assigned since the configuration was made.
         config.check(type(config).__name__)
-        self.kinds: list[str] = [*(config.layer_types or [])]
+        kinds: list[str] = [*(config.layer_types or [])]
         self.embeddings = ModernBertEmbeddings(config)
-        self.layers = nn.ModuleList(ModernBertLayer(config, kind, index == 0) for index, kind in enumerate(self.kinds))
+        self.layers = nn.ModuleList(ModernBertLayer(config, kind, index == 0) for index, kind in enumerate(kinds))
         self.final_norm = LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
         self.normalise = norm_op(self.final_norm)
-        self.tables = {kind: RotaryTables(config.rope(kind)) for kind in dict.fromkeys(self.kinds)}
+        self.tables = {kind: RotaryTables(config.rope(kind)) for kind in dict.fromkeys(kinds)}
 
     def forward(
         self,
@@ -245,10 +248,10 @@ class ModernBertModel(ModernBertPreTrainedModel, BareModel, LayerStack):
         """The last hidden state, `[tokens, hidden_size]`; recorded last, it is the normalised one."""
         turns = {kind: tables.lookup(batch) for kind, tables in self.tables.items()}
         x = self.embeddings(batch, inputs_embeds)
-        for layer, kind in zip(self.each(self.layers), self.kinds, strict=True):
+        for layer in self.each(self.layers):
             if record is not None:
                 record.hidden_state(x)
-            x = layer(x, batch, turns[kind], record)
+            x = layer(x, batch, turns, record)
         x = self.normalise(x)
         if record is not None:
             record.hidden_state(x)

@@ -6,6 +6,7 @@ In fp16 the residual stream and the layer that feeds it, `wo`, are fp32: trained
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -41,16 +42,8 @@ class ScaleNorm(Block):
         nn.init.constant_(self.weight, factor)
 
 
-class FullPrecisionLinear(Linear, Block):
-    """A layer without bias whose weight is fp32 where the model is fp16: what converts the model stops here."""
-
-    def __init__(self, in_features: int, out_features: int) -> None:
-        super().__init__(in_features, out_features, bias=False)
-        self.project = linear_op(self)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """`[tokens, in_features]` to `[tokens, out_features]`, both of the weight's dtype."""
-        return self.project(input)
+class FullPrecisionLinear(Linear):
+    """A layer whose weight is fp32 where the model is fp16: what converts the model stops here."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         def without_half(tensor: Tensor) -> Tensor:
@@ -118,10 +111,12 @@ class MT5FeedForward(JoinedLayers):
             self.wi_1 = Linear(config.d_model, config.d_ff, bias=False)
         else:
             self.wi = Linear(config.d_model, config.d_ff, bias=False)
-        self.wo = FullPrecisionLinear(config.d_ff, config.d_model)
+        self.wo = FullPrecisionLinear(config.d_ff, config.d_model, bias=False)
         self._share()
         self.up = linear_op(*self._together(), epilogue=self.activation, gated=self.gated)
         self.both = linear_op(*self._together())
+        self.down = linear_op(self.wo)
+        self.inner_dtype = self.wo.weight.dtype
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         """x `[tokens, d_model]`, normalised, to `[tokens, d_model]`."""
@@ -131,10 +126,16 @@ class MT5FeedForward(JoinedLayers):
             activated, gate = self.both(x).float().chunk(2, dim=1)
             inner = ACTIVATE[self.activation](activated) * gate
         else:
-            inner = self.up(x).to(self.wo.weight.dtype)
+            inner = self.up(x).to(self.inner_dtype)
         if dropout:
             inner = F.dropout(inner, dropout)
-        return _added(residual, self.wo.project, inner, dropout)
+        return _added(residual, self.down, inner, dropout)
+
+    def _bind_own(self) -> None:
+        super()._bind_own()
+        for weight in itertools.islice(self.wo.parameters(), 1):  # what stands there may have none
+            self.inner_dtype = weight.dtype
+            self.down.bind(weight.device, weight.dtype, backend=self.backend, deterministic=self.deterministic)
 
     def fill(self, factor: float) -> None:
         """Values to begin training with."""

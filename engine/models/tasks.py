@@ -10,7 +10,7 @@ labels are then packed as well.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -110,7 +110,7 @@ class TaskModel(EncoderModel):
             start_positions: `[batch]`, index of an answer's first token, of question answering.
             end_positions: `[batch]`, index of its last.
             positions: where masked language models are asked: bool `[batch, sequence]`, or int64 indices of packed
-                tokens; the logits are then `[asked, vocab]`, in that order.
+                tokens, or a list of either; the logits are then `[asked, vocab]`, in that order.
 
         Returns:
             The task's class of `engine/outputs.py`, or a tuple of what is in it.
@@ -312,13 +312,25 @@ class ForQuestionAnswering(TaskModel):
         return self.token_features(hidden)
 
 
-def _asked(positions: Tensor, encoded: Encoded) -> Tensor:
+def _asked(positions: Tensor | Sequence[Any], encoded: Encoded) -> Tensor:
     """int64 indices of packed tokens."""
+    if not isinstance(positions, Tensor):
+        try:
+            positions = torch.tensor(positions, dtype=None if len(positions) else torch.int64)
+        except (TypeError, ValueError, RuntimeError):
+            raise InputError(f"positions: expected a tensor or a list, got {type(positions).__name__}") from None
     if positions.dtype == torch.bool:
         packed = encoded.layout.pack(positions, "positions")
         if packed.shape != encoded.hidden.shape[:1]:
             raise InputError(f"positions: expected one value a token, got shape {list(positions.shape)}")
         return packed.nonzero().flatten()
     if positions.dim() != 1 or positions.dtype != torch.int64:
-        raise InputError(f"positions: expected bool a token or int64 indices of packed tokens, got {positions.dtype}")
-    return positions
+        found = f"{str(positions.dtype).removeprefix('torch.')} of shape {list(positions.shape)}"
+        raise InputError(f"positions: expected bool a token or int64 indices of packed tokens, got {found}")
+    tokens = len(encoded.hidden)
+    if len(positions):
+        lowest, highest = (int(value) for value in torch.aminmax(positions))
+        if lowest < 0 or highest >= tokens:
+            found = lowest if lowest < 0 else highest
+            raise InputError(f"positions: expected 0 to {tokens - 1}, got {found}")
+    return positions.to(encoded.hidden.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import json
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,6 +56,7 @@ REPLACED = {
     ("ModernBert", "head.dense"),
     ("MT5", "transformer.encoder.block.0.layer.0.SelfAttention.q"),
     ("MT5", "transformer.encoder.block.1.layer.1.DenseReluDense.wi_0"),
+    ("MT5", "transformer.encoder.block.0.layer.1.DenseReluDense.wo"),
 }
 """Family and layer; together every op with a linear layer, fused, gated and with a residual."""
 
@@ -99,7 +101,7 @@ def assert_same(ours: Tensor, theirs: Tensor, tolerance: float = 2e-5) -> None:
 
 
 class Adapter(nn.Module):
-    """LoRA (Hu et al. 2021, section 4.1) as libraries of adapters put it around a layer; no `weight` of its own."""
+    """LoRA (Hu et al. 2021, section 4.1) as libraries of adapters put it around a layer; its `weight` is no parameter."""
 
     def __init__(self, base: nn.Linear) -> None:
         super().__init__()
@@ -108,6 +110,11 @@ class Adapter(nn.Module):
             torch.manual_seed(3)
             self.down = nn.Linear(base.in_features, 2, bias=False)
             self.up = nn.Linear(2, base.out_features, bias=False)
+
+    @property
+    def weight(self) -> Tensor:
+        """transformers' mT5 asks for it, and not as a parameter."""
+        return self.base.weight
 
     def forward(self, x: Tensor) -> Tensor:
         return self.base(x) + self.up(self.down(x))
@@ -510,3 +517,120 @@ def test_what_checkpointing_does_not_know_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"^offload: expected False"):
         ours.activation_checkpointing_enable(offload=True)
     assert not ours.is_gradient_checkpointing
+
+
+def test_the_last_layer_of_mt5s_feed_forward_may_be_hooked_and_be_an_adapter_in_half_precision(tmp_path: Path) -> None:
+    path = "transformer.encoder.block.1.layer.1.DenseReluDense.wo"
+    theirs, ours = pair(tmp_path, "MT5")
+    for model in (theirs, ours):
+        model.get_submodule(path).register_forward_hook(lambda module, inputs, output: output * 1.5)
+    assert_same(answers(ours), answers(theirs))
+    _, ours = pair(tmp_path, "MT5")
+    put(ours, path, Adapter(ours.get_submodule(path)))
+    expected = answers(ours).detach()
+    put(ours.half(), path, ours.get_submodule(path).float())
+    assert ours.get_submodule(path).base.weight.dtype == torch.float32
+    assert torch.nn.functional.cosine_similarity(answers(ours).flatten().float(), expected.flatten(), 0) > 0.999
+
+
+LAYERS = {
+    "Bert": ("bert.encoder", "layer"),
+    "MegatronBert": ("bert.encoder", "layer"),
+    "MobileBert": ("mobilebert.encoder", "layer"),
+    "ModernBert": ("model", "layers"),
+    "MT5": ("transformer.encoder", "block"),
+}
+
+
+@pytest.mark.parametrize("family", sorted(LAYERS))
+@pytest.mark.parametrize("kept_layers", [slice(None, 2), slice(None, None, 2)], ids=["the first", "every other"])
+def test_layers_may_be_dropped(tmp_path: Path, family: str, kept_layers: slice) -> None:
+    count: dict[str, Any] = {"num_layers" if family == "MT5" else "num_hidden_layers": 5}
+    theirs, ours = pair(tmp_path, family, **count)
+    before = answers(ours).detach()
+    owner, name = LAYERS[family]
+    for model in (theirs, ours):
+        part = model.get_submodule(owner)
+        setattr(part, name, getattr(part, name)[kept_layers])
+    ours.gradient_checkpointing_enable()
+    assert_same(answers(ours), answers(theirs))
+    assert (answers(ours) - before).abs().max() > 1e-3
+
+
+def test_the_kind_of_a_modernbert_layer_goes_with_it(tmp_path: Path) -> None:
+    theirs, ours = pair(tmp_path, "ModernBert", num_hidden_layers=4)
+    kinds = ["full_attention", "sliding_attention", "sliding_attention", "full_attention"]
+    for model in (theirs, ours):
+        assert [layer.attention_type for layer in model.model.layers] == kinds
+        model.model.layers = nn.ModuleList([model.model.layers[0], model.model.layers[3]])
+    ids = torch.arange(1, 21)[None]
+    assert_same(ours(ids).logits, theirs(ids).logits)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_positions_are_taken_as_a_list_and_refused_where_there_is_no_token(tmp_path: Path, packed: bool) -> None:
+    _, ours = pair(tmp_path, "Bert", "ForMaskedLM")
+    inputs = {"input_ids": torch.tensor([[5, 17, 60, 9, 31]])} if packed else INPUTS
+    logits = kept(ours, ours(**INPUTS).logits)
+    asked: list[Any] = [3, 0, 4]
+    for positions in (asked, tuple(asked), torch.tensor(asked)):
+        assert_same(ours(**inputs, positions=positions).logits, logits[[3, 0, 4]])
+    assert ours(**inputs, positions=[]).logits.shape == (0, 61)
+    tokens = 5 if packed else 7
+    for found in (tokens, 99, -1):
+        with pytest.raises(InputError, match=rf"^positions: expected 0 to {tokens - 1}, got {found}$"):
+            ours(**inputs, positions=torch.tensor([0, found]))
+    mask = torch.zeros(inputs["input_ids"].shape, dtype=torch.bool)
+    mask[0, 2] = True
+    assert_same(ours(**inputs, positions=mask.tolist()).logits, logits[[2]])
+    for wrong in ([[1], [2, 3]], 3, "ab", [[0, 1]], [0.5]):
+        with pytest.raises(InputError, match=r"^positions: expected "):
+            ours(**inputs, positions=wrong)
+
+
+@pytest.mark.parametrize("family", sorted(FIELDS))
+def test_a_configuration_is_read_from_and_written_to_dictionaries_and_text(tmp_path: Path, family: str) -> None:
+    kind = getattr(padless, f"{family}Config")
+    config = kind(**FIELDS[family], num_labels=3)
+    config.note = "kept"
+    for again in (kind.from_dict(config.to_dict()), kind.from_dict(json.loads(config.to_json_string()))):
+        assert again == config
+        assert again.note == "kept"
+    config.to_json_file(tmp_path / "here.json")
+    config.save_pretrained(tmp_path)
+    assert (tmp_path / "here.json").read_bytes() == (tmp_path / "config.json").read_bytes()
+    theirs = getattr(transformers, f"{family}Config").from_json_file(tmp_path / "here.json")
+    assert (theirs.num_labels, theirs.note, theirs.vocab_size) == (3, "kept", 61)
+    other = kind()
+    other.update(config.to_dict())
+    assert other == config
+    assert other.note == "kept"
+    assert kind.from_dict(config.to_dict(), num_labels=5, trust_remote_code=True).num_labels == 5
+    with pytest.raises(ConfigError, match=rf"^{family}Config: vocab_size: expected an integer, got \"many\"$"):
+        kind.from_dict({"vocab_size": "many"})
+    with pytest.raises(OptionError, match=rf"^colour: no field of {family}Config$"):
+        kind.from_dict({}, colour="red")
+
+
+def test_a_configuration_is_updated_as_a_whole_or_not_at_all() -> None:
+    ours, theirs = padless.BertConfig(), transformers.BertConfig()
+    for config in (ours, theirs):
+        config.update({"hidden_size": 36, "id2label": {0: "a", 1: "b", 2: "c"}, "my_note": [1]})
+        assert (config.hidden_size, config.num_labels, config.my_note) == (36, 3, [1])
+    with pytest.raises(ConfigError, match=r"^BertConfig: hidden_act: expected a string, got 4$"):
+        ours.update({"vocab_size": 7, "hidden_act": 4})
+    assert ours.vocab_size == 30522
+    mt5 = padless.MT5Config()
+    mt5.update({"hidden_size": 96})
+    assert mt5.d_model == 96
+
+
+def test_configurations_take_arguments_of_loading_that_ask_for_nothing(tmp_path: Path) -> None:
+    pair(tmp_path, "Bert")
+    nothing = {"trust_remote_code": True, "cache_dir": None, "token": None, "force_download": False, "proxies": None}
+    for package in (transformers, padless):
+        for name in ("AutoConfig", "BertConfig"):
+            config = getattr(package, name).from_pretrained(tmp_path, **nothing, num_labels=4)
+            assert (config.num_labels, config.hidden_size) == (4, 24)
+    with pytest.raises(OptionError, match=r"^token: no field of BertConfig$"):
+        padless.AutoConfig.from_pretrained(tmp_path, token="a secret")
