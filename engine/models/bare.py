@@ -14,7 +14,7 @@ from ..errors import InputError, OptionError
 from ..outputs import BaseModelOutputWithPooling, ModelOutput
 from .padding import Layout, PackedInputs, pack_padded
 from .pretrained import PreTrainedModel
-from .record import Record
+from .record import Record, Recorded
 
 __all__ = ["BareModel", "Encoded", "EncoderModel"]
 
@@ -31,6 +31,7 @@ class Encoded:
         layout: the way back to the caller's tensors.
         record: hidden states and attentions, where asked for.
         as_tuple: the caller wants tuples.
+        pooled: the bare model's pooler output, `[texts, hidden]`, where it was called as a whole, for its hooks.
     """
 
     hidden: Tensor
@@ -38,6 +39,7 @@ class Encoded:
     layout: Layout
     record: Record
     as_tuple: bool
+    pooled: Tensor | None = None
 
     def first_tokens(self) -> Tensor:
         """`[texts, hidden]`, the first token of every text; zeros for an empty one."""
@@ -82,7 +84,8 @@ class EncoderModel(PreTrainedModel):
         return_dict: bool | None,
         others: dict[str, Any],
     ) -> Encoded:
-        """Pack what `forward` was given, and run the bare model on it.
+        """Pack what `forward` was given, and run the bare model on it; a bare model inside that has hooks is called
+        with it, as transformers calls it, so that they fire and what they return counts.
 
         Raises:
             InputError: shapes that do not fit, ids outside the vocabulary, or a text that is too long.
@@ -92,15 +95,37 @@ class EncoderModel(PreTrainedModel):
             if name not in self.unused_arguments and value is not None and value is not False:
                 raise OptionError(f"{type(self).__name__}: unknown argument {name}")
         inputs = self._pack(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        self.base_model.check_inputs(inputs)
-        config = self.config
+        config, base = self.config, self.base_model
         record = Record(
             wants_hidden_states=config.output_hidden_states if output_hidden_states is None else output_hidden_states,
             wants_attentions=config.output_attentions if output_attentions is None else output_attentions,
         )
-        hidden = self.base_model.run(inputs.batch, inputs.inputs_embeds, record)
         as_tuple = not (config.return_dict if return_dict is None else return_dict)
+        if base is not self and (base._forward_hooks or base._forward_pre_hooks):
+            given = self._each_text(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+            return self._called(inputs, record, as_tuple, *given)
+        base.check_inputs(inputs)
+        hidden = base.run(inputs.batch, inputs.inputs_embeds, record)
         return Encoded(hidden, inputs.batch, inputs.layout, record, as_tuple)
+
+    def _each_text(self, *given: Any) -> tuple[Any, ...]:
+        """The inputs with one row a text."""
+        return given
+
+    def _called(self, inputs: PackedInputs, record: Record, as_tuple: bool, first: Any, *others: Any) -> Encoded:
+        """The bare model called as a module; its hooks may return a ModelOutput or a tuple."""
+        names = ("attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
+        output = self.base_model(
+            first,
+            **{name: value for name, value in zip(names, others, strict=True) if value is not None},
+            output_attentions=record.wants_attentions,
+            output_hidden_states=record.wants_hidden_states,
+            return_dict=True,
+        )
+        found = {name: getattr(output, name, None) for name in ("hidden_states", "attentions")}
+        kept = Recorded(given={name: value for name, value in found.items() if value is not None})
+        hidden = inputs.layout.pack(output[0], "last_hidden_state")
+        return Encoded(hidden, inputs.batch, inputs.layout, kept, as_tuple, getattr(output, "pooler_output", None))
 
     def _pack(
         self,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .padding import Layout
 
-__all__ = ["Record"]
+__all__ = ["Record", "Recorded"]
 
 
 @dataclass
@@ -40,3 +40,18 @@ class Record:
         if self.wants_attentions:
             found["attentions"] = tuple(layout.unpack_attention(weights) for weights in self.attentions)
         return found
+
+
+@dataclass
+class Recorded(Record):
+    """What was kept elsewhere and is in the caller's layout already.
+
+    Attributes:
+        given: fields of a ModelOutput.
+    """
+
+    given: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
+
+    def outputs(self, layout: Layout) -> dict[str, tuple[Tensor, ...]]:
+        """As given."""
+        return self.given

@@ -77,7 +77,7 @@ class TaskModel(EncoderModel):
 
     def text_features(self, encoded: Encoded) -> Tensor:
         """`[texts, hidden]`, what the last layer sees of every text."""
-        return self.base_model.pooler(encoded.first_tokens())
+        return self.base_model.pooler(encoded.first_tokens()) if encoded.pooled is None else encoded.pooled
 
     answer: Callable[..., ModelOutput]
     """`answer(encoded, **targets)`: head and loss; the targets are those of `targets` that were given, in the caller's
@@ -240,19 +240,24 @@ class ForMultipleChoice(TaskModel):
         position_ids: Tensor | None,
         inputs_embeds: Tensor | None,
     ) -> PackedInputs:
-        if isinstance(input_ids, PackedBatch):
-            return super()._pack(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        given = input_ids if input_ids is not None else inputs_embeds
-        axes = 3 if input_ids is not None else 4
-        if given is None or given.dim() != axes:
-            found = None if given is None else list(given.shape)
-            raise InputError(f"{type(self).__name__}: expected inputs [batch, choices, sequence, …], got {found}")
-        flat = [
-            None if value is None else value.flatten(0, 1)
-            for value in (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        ]
+        flat = self._each_text(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         inputs = super()._pack(*flat)
+        if isinstance(input_ids, PackedBatch):
+            return inputs
+        given = input_ids if input_ids is not None else inputs_embeds
+        assert given is not None
         return replace(inputs, layout=replace(inputs.layout, choices=given.shape[1]))
+
+    def _each_text(self, *given: Any) -> tuple[Any, ...]:
+        input_ids, *_, inputs_embeds = given
+        if isinstance(input_ids, PackedBatch):
+            return given
+        chosen = input_ids if input_ids is not None else inputs_embeds
+        axes = 3 if input_ids is not None else 4
+        if chosen is None or chosen.dim() != axes:
+            found = None if chosen is None else list(chosen.shape)
+            raise InputError(f"{type(self).__name__}: expected inputs [batch, choices, sequence, …], got {found}")
+        return tuple(None if value is None else value.flatten(0, 1) for value in given)
 
     def answer(self, encoded: Encoded, labels: Tensor | None = None) -> MultipleChoiceModelOutput:
         """`[batch, choices]`."""

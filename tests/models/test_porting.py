@@ -101,7 +101,7 @@ def assert_same(ours: Tensor, theirs: Tensor, tolerance: float = 2e-5) -> None:
 
 
 class Adapter(nn.Module):
-    """LoRA (Hu et al. 2021, section 4.1) as libraries of adapters put it around a layer; its `weight` is no parameter."""
+    """LoRA (Hu et al. 2021, section 4.1) as libraries put it around a layer; its `weight` is not its own."""
 
     def __init__(self, base: nn.Linear) -> None:
         super().__init__()
@@ -634,3 +634,69 @@ def test_configurations_take_arguments_of_loading_that_ask_for_nothing(tmp_path:
             assert (config.num_labels, config.hidden_size) == (4, 24)
     with pytest.raises(OptionError, match=r"^token: no field of BertConfig$"):
         padless.AutoConfig.from_pretrained(tmp_path, token="a secret")
+
+
+TASKS = [
+    *(
+        (family, task)
+        for family in ("Bert", "ModernBert", "MobileBert")
+        for task in ("ForMaskedLM", "ForMultipleChoice")
+    ),
+    *((family, "ForSequenceClassification") for family in ("Bert", "MegatronBert", "MobileBert", "ModernBert")),
+    ("Bert", "ForPreTraining"),
+    ("Bert", "ForQuestionAnswering"),
+    ("MT5", "ForTokenClassification"),
+]
+
+
+@pytest.mark.parametrize(("family", "task"), TASKS)
+def test_hooks_on_the_bare_model_inside_fire_and_what_they_return_counts(
+    tmp_path: Path, family: str, task: str
+) -> None:
+    theirs, ours = pair(tmp_path, family, task)
+    inputs = {"input_ids": INPUTS["input_ids"][:1], "attention_mask": INPUTS["attention_mask"][:1]}
+    if task == "ForMultipleChoice":
+        inputs = {name: value[None] for name, value in inputs.items()}
+    before = ours(**inputs, output_hidden_states=True)
+    seen: list[Any] = []
+    for model in (theirs, ours):
+        model.base_model.register_forward_hook(lambda module, arguments, output: seen.append(output))
+    after = ours(**inputs, output_hidden_states=True, output_attentions=True)
+    theirs(**inputs, output_hidden_states=True)
+    found, expected = seen
+    assert found.last_hidden_state.shape == expected.last_hidden_state.shape
+    assert_same(found.last_hidden_state, expected.last_hidden_state)
+    if expected.get("pooler_output") is not None:
+        assert_same(found.pooler_output, expected.pooler_output)
+    assert torch.equal(after[0], before[0])
+    assert len(after.attentions) == 2
+    for one, other in zip(after.hidden_states, before.hidden_states, strict=True):
+        assert torch.equal(one, other)
+
+    def louder(module: nn.Module, arguments: Any, output: Any) -> Any:
+        output.last_hidden_state = output.last_hidden_state * 1.5
+        if getattr(output, "pooler_output", None) is not None:
+            output.pooler_output = output.pooler_output * 0.5
+        return output
+
+    handles = [model.base_model.register_forward_hook(louder) for model in (theirs, ours)]
+    assert_same(ours(**inputs)[0], theirs(**inputs)[0])
+    assert not torch.equal(ours(**inputs)[0], before[0])
+    ours(**inputs)[0].square().sum().backward()
+    assert ours.get_input_embeddings().weight.grad.any()
+    handles[1].remove()
+    assert torch.equal(ours(**inputs)[0], before[0])
+
+
+def test_a_hook_on_the_bare_model_sees_the_callers_layout(tmp_path: Path) -> None:
+    _, ours = pair(tmp_path, "Bert")
+    expected = ours(**INPUTS).logits
+    shapes: list[Any] = []
+    ours.bert.register_forward_pre_hook(lambda module, arguments: shapes.append(arguments[0].shape))
+    ours.bert.register_forward_hook(lambda module, arguments, output: (output[0] * 2,))
+    ours.bert.register_forward_hook(lambda module, arguments, output: shapes.append(output[0].shape))
+    ours.bert.register_forward_hook(lambda module, arguments, output: (output[0] / 2,))
+    assert torch.equal(ours(**INPUTS).logits, expected)
+    assert shapes == [(2, 5), (2, 5, 24)]
+    with pytest.raises(InputError, match=r"^input_ids: expected 0 to 60, got 61$"):
+        ours(torch.tensor([[61]]))
