@@ -6,8 +6,6 @@ what enters a GEMM or the attention is rounded.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,11 +15,9 @@ from ..ops.bind import BoundOp, Source
 from .activations import ACTIVATIONS
 from .blocks import Block, FeedForward, SelfAttention, linear_op, norm_op
 from .checkpointing import LayerStack
+from .mobilebert_config import MobileBertConfig
 from .parameters import LayerNorm, Linear, NoNorm
 from .record import Record
-
-if TYPE_CHECKING:
-    from .mobilebert import MobileBertConfig
 
 __all__ = ["DEFAULT_EPS", "NORMS", "MobileBertEncoder"]
 
