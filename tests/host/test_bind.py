@@ -161,6 +161,18 @@ def test_data_at_the_address_of_earlier_data_is_not_taken_for_it(block: OneLinea
     assert met_again, "the allocator never gave the address again: the case was not met"
 
 
+def test_another_parameter_on_the_same_memory_is_not_taken_for_the_first(block: OneLinear) -> None:
+    x = inputs()
+    block.dense.weight.mul_(1.5)
+    block(x)
+    written = block.dense.weight._version
+    block.dense.weight = nn.Parameter(block.dense.weight.data, requires_grad=False)
+    while block.dense.weight._version < written:
+        block.dense.weight.add_(0.25)
+    assert block.dense.weight._version == written
+    close(block(x), expected(block.dense, x))
+
+
 def test_weights_are_prepared_once_while_nothing_changes(block: OneLinear) -> None:
     block(inputs())
     prepared = block.op._prepared

@@ -101,27 +101,30 @@ ADDED = {
 }
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"do_lower_case": False},
-        {"tokenize_chinese_chars": False, "strip_accents": False},
-        {"do_lower_case": False, "strip_accents": True, "model_max_length": 128},
-        {"tokenizer_class": "BertTokenizerFast", "padding_side": "left", "truncation_side": "left"},
-        {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "[UNK]", "mask_token": "[MASK]"},
-        {"tokenizer_class": "MobileBertTokenizer", "model_input_names": ["input_ids", "attention_mask"]},
-        {"tokenizer_class": "BertTokenizer", "added_tokens_decoder": ADDED, "clean_up_tokenization_spaces": True},
-        {"added_tokens_decoder": ADDED, "additional_special_tokens": ["[NEW]", "[OLD]"]},
-        {"cls_token": {"__type": "AddedToken", "content": "[CLS]", "normalized": False}, "mask_token": "[M]"},
-        {"cls_token": "[SEP]", "sep_token": "[CLS]", "split_special_tokens": True},
-        {"extra_special_tokens": ["[NEW]"], "vocab_file": "/etc/passwd", "tokenizer_file": "/etc/passwd"},
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("file", ["vocab.txt", "tokenizer.json"])
+FOLDER_SETTINGS: list[dict[str, Any]] = [
+    {"do_lower_case": False},
+    {"tokenize_chinese_chars": False, "strip_accents": False},
+    {"do_lower_case": False, "strip_accents": True, "model_max_length": 128},
+    {"tokenizer_class": "BertTokenizerFast", "padding_side": "left", "truncation_side": "left"},
+    {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "[UNK]", "mask_token": "[MASK]"},
+    {"tokenizer_class": "MobileBertTokenizer", "model_input_names": ["input_ids", "attention_mask"]},
+    {"tokenizer_class": "BertTokenizer", "added_tokens_decoder": ADDED, "clean_up_tokenization_spaces": True},
+    {"added_tokens_decoder": ADDED, "additional_special_tokens": ["[NEW]", "[OLD]"]},
+    {"cls_token": {"__type": "AddedToken", "content": "[CLS]", "normalized": False}, "mask_token": "[M]"},
+    {"cls_token": "[SEP]", "sep_token": "[CLS]", "split_special_tokens": True},
+    {"extra_special_tokens": ["[NEW]"], "vocab_file": "/etc/passwd", "tokenizer_file": "/etc/passwd"},
+]
+# transformers takes a vocab.txt only under the name of the class that reads it.
+CASES = [
+    (file, settings)
+    for file in ("vocab.txt", "tokenizer.json")
+    for settings in FOLDER_SETTINGS
+    if (file, settings.get("tokenizer_class")) != ("vocab.txt", "PreTrainedTokenizerFast")
+]
+
+
+@pytest.mark.parametrize(("file", "settings"), CASES, ids=str)
 def test_settings_of_a_folder(tmp_path: Path, file: str, settings: dict[str, Any]) -> None:
-    if file == "vocab.txt" and settings.get("tokenizer_class") == "PreTrainedTokenizerFast":
-        pytest.skip("transformers takes a vocab.txt only under the name of its class")
     folder = write(tmp_path / "model", MINILM, [file, "config.json"], **settings)
     assert_alike(AutoTokenizer.from_pretrained(folder), transformers.AutoTokenizer.from_pretrained(folder))
 

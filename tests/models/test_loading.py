@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Pooling, Transformer
@@ -410,3 +411,21 @@ def test_modules_outside_the_folder_are_refused(path: str, dense_folder: Path) -
     message = refusal(padless.ConfigError, dense_folder)
     assert "modules.json" in message
     assert repr(path) in message
+
+
+def test_a_family_without_a_table_of_positions_is_cut_where_its_training_ended(folder: Path) -> None:
+    words = len((folder / "vocab.txt").read_text().splitlines())
+    config = transformers.ModernBertConfig(
+        vocab_size=words, hidden_size=24, intermediate_size=20, num_hidden_layers=2, num_attention_heads=3,
+        max_position_embeddings=16, local_attention=8, pad_token_id=0,
+    )  # fmt: skip
+    theirs = transformers.ModernBertModel(config).eval()
+    theirs.save_pretrained(folder)
+    change_json(folder / "tokenizer_config.json", model_max_length=10**30)
+    encoder = load(folder)
+    assert encoder.max_seq_length == 16
+    ids = torch.tensor(encoder.tokenizer.encode(["moon " * 200]).input_ids.astype("int64"))
+    assert len(ids) == 16
+    with torch.no_grad():
+        expected = theirs(ids[None]).last_hidden_state[0].mean(dim=0)
+    np.testing.assert_allclose(encoder.encode("moon " * 200), expected.numpy(), rtol=0, atol=1e-5)
