@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["attention_with_weights", "relative_position_bucket", "varlen_attention"]
+from ..relative_position import relative_position_bucket
+
+__all__ = ["attention_with_weights", "varlen_attention"]
 
 
 def varlen_attention(
@@ -101,32 +103,6 @@ def attention_with_weights(
         kept.append(weights.to(q.dtype))
         outputs.append((F.dropout(kept[-1], dropout) @ values).transpose(0, 1))
     return torch.cat(outputs), kept
-
-
-def relative_position_bucket(distance: Tensor, num_buckets: int, max_distance: int, bidirectional: bool) -> Tensor:
-    """T5's bucket of each relative position (Raffel et al. 2020, section 2.1): near ones singly, far ones by logarithm.
-
-    Args:
-        distance: int64, any shape: key position minus query position.
-        num_buckets: rows of the bias table.
-        max_distance: distance from which all positions share the last bucket.
-        bidirectional: half of the buckets serve keys to the right; otherwise those all fall into bucket 0.
-
-    Returns:
-        int64 bucket indices of `distance`'s shape, in `[0, num_buckets)`.
-    """
-    first = torch.zeros_like(distance)
-    if bidirectional:
-        num_buckets //= 2
-        first = (distance > 0).long() * num_buckets
-        distance = distance.abs()
-    else:
-        distance = -distance.clamp(max=0)
-    exact = num_buckets // 2
-    # The logarithm is taken in fp32 on purpose: trained models have their bucket borders where fp32 puts them.
-    far = torch.log(distance.clamp(min=1).float() / exact) / math.log(max_distance / exact) * (num_buckets - exact)
-    far = (exact + far.long()).clamp(max=num_buckets - 1)
-    return first + torch.where(distance < exact, distance, far)
 
 
 def _texts(

@@ -16,8 +16,9 @@ from transformers import T5Config
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from padless.engine.contract import Call
-from padless.engine.ops.attention import relative_position_bucket, varlen_attention
+from padless.engine.ops.attention import varlen_attention
 from padless.engine.ops.cpu import attention as cpu
+from padless.engine.relative_position import relative_position_bucket
 
 Bias = Callable[[int, int], np.ndarray]
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ...contract import Call
-from ..attention import relative_position_bucket
+from ...relative_position import relative_position_bucket
 
 __all__ = ["unsupported", "varlen_attention"]
 

@@ -1,0 +1,50 @@
+"""T5's buckets of relative positions: one definition for the eager op, the CPU row and the kernels.
+
+A leaf, so that kernels may import it, which import no op.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = ["bucket_table", "relative_position_bucket"]
+
+
+def relative_position_bucket(distance: Tensor, num_buckets: int, max_distance: int, bidirectional: bool) -> Tensor:
+    """T5's bucket of each relative position (Raffel et al. 2020, section 2.1): near ones singly, far ones by logarithm.
+
+    Args:
+        distance: int64, any shape: key position minus query position.
+        num_buckets: rows of the bias table.
+        max_distance: distance from which all positions share the last bucket.
+        bidirectional: half of the buckets serve keys to the right; otherwise those all fall into bucket 0.
+
+    Returns:
+        int64 bucket indices of `distance`'s shape, in `[0, num_buckets)`.
+    """
+    first = torch.zeros_like(distance)
+    if bidirectional:
+        num_buckets //= 2
+        first = (distance > 0).long() * num_buckets
+        distance = distance.abs()
+    else:
+        distance = -distance.clamp(max=0)
+    exact = num_buckets // 2
+    # The logarithm is taken in fp32 on purpose: trained models have their bucket borders where fp32 puts them.
+    far = torch.log(distance.clamp(min=1).float() / exact) / math.log(max_distance / exact) * (num_buckets - exact)
+    far = (exact + far.long()).clamp(max=num_buckets - 1)
+    return first + torch.where(distance < exact, distance, far)
+
+
+def bucket_table(num_buckets: int, max_distance: int, bidirectional: bool) -> Tensor:
+    """The bucket of every distance from `-max_distance` to `max_distance`; what lies beyond has the bucket of the end.
+
+    Returns:
+        int64 `[2 * max_distance + 1]`, on the CPU: where logarithms are rounded elsewhere, no border moves.
+    """
+    return relative_position_bucket(
+        torch.arange(-max_distance, max_distance + 1), num_buckets, max_distance, bidirectional
+    )

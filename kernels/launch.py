@@ -1,0 +1,67 @@
+"""What every launcher of this folder shares: a configuration, and the one place where a kernel is started."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Config", "launch", "next_power_of_2"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """How a kernel is tiled on one kind of GPU: hashable, so that it can be a key and an entry of a cache.
+
+    Attributes:
+        blocks: names and values of the tile sizes, constants of the kernel: `(("BLOCK_M", 128), ("BLOCK_N", 64))`.
+        num_warps: warps of 32 threads a program has.
+        num_stages: tiles in flight between memory and the tensor cores.
+    """
+
+    blocks: tuple[tuple[str, int], ...]
+    num_warps: int = 4
+    num_stages: int = 2
+
+    @classmethod
+    def of(cls, num_warps: int = 4, num_stages: int = 2, **blocks: int) -> Config:
+        """The configuration with these tile sizes."""
+        return cls(tuple(blocks.items()), num_warps, num_stages)
+
+    def __getitem__(self, name: str) -> int:
+        """The tile size of this name."""
+        return dict(self.blocks)[name]
+
+
+def launch(
+    kernel: Any, grid: tuple[int, ...], arguments: Mapping[str, Any], constants: Mapping[str, Any], config: Config
+) -> None:
+    """Start `kernel`, unless the grid is empty, on the device its tensors are on.
+
+    Fusion of a product with a sum is off, whatever Triton's version: where a kernel wants one rounding it says
+    `tl.fma`, and so the interpreter, every GPU and every path through a kernel round alike.
+
+    Args:
+        kernel: a function under `@triton.jit`.
+        grid: programs along each axis. Tokens belong on axis 0: the others end at 65,535.
+        arguments: tensors, numbers and None by parameter name.
+        constants: compile-time constants by parameter name, beside those of `config`.
+        config: tile sizes, warps and stages.
+    """
+    if 0 in grid:
+        return
+    device = next(value.device for value in arguments.values() if isinstance(value, Tensor))
+    options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": False}
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        with torch.cuda.device(device):
+            kernel[grid](**arguments, **constants, **dict(config.blocks), **options)
+    else:
+        kernel[grid](**arguments, **constants, **dict(config.blocks), **options)
+
+
+def next_power_of_2(n: int) -> int:
+    """The smallest power of two that is not below `n`; 1 for 0."""
+    return 1 << max(n - 1, 0).bit_length()
