@@ -9,7 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .interpreter import apply
+
 __all__ = ["Config", "launch", "next_power_of_2"]
+
+apply()
 
 
 @dataclass(frozen=True)
@@ -48,18 +52,19 @@ def launch(
         kernel: a function under `@triton.jit`.
         grid: programs along each axis. Tokens belong on axis 0: the others end at 65,535.
         arguments: tensors, numbers and None by parameter name.
-        constants: compile-time constants by parameter name, beside those of `config`.
+        constants: compile-time constants by parameter name; they win over those of `config`.
         config: tile sizes, warps and stages.
     """
     if 0 in grid:
         return
     device = next(value.device for value in arguments.values() if isinstance(value, Tensor))
+    constants = {**dict(config.blocks), **constants}
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": False}
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):
-            kernel[grid](**arguments, **constants, **dict(config.blocks), **options)
+            kernel[grid](**arguments, **constants, **options)
     else:
-        kernel[grid](**arguments, **constants, **dict(config.blocks), **options)
+        kernel[grid](**arguments, **constants, **options)
 
 
 def next_power_of_2(n: int) -> int:
