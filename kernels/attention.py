@@ -1,27 +1,258 @@
-"""Varlen attention in Triton: the row is declared in the dispatch table, its kernel is not built yet.
-
-Until it is, the row names that as its reason, and the next row of the table serves.
-"""
+"""The Triton row of `attention`: tilings, what it serves, and the launch. The kernel is in `attention_forward.py`."""
 
 from __future__ import annotations
 
+import functools
+import itertools
+import math
+import os
 from typing import Any
 
-from ..engine.contract import Call
-from ..engine.errors import BackendError
+import torch
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
-__all__ = ["unsupported", "varlen_attention"]
+from ..engine.contract import Call
+from ..engine.errors import InputError
+from .attention_forward import attention_kernel
+from .launch import Config, launch, next_power_of_2
+from .relative_bias import bias_by_distance
+from .schedule import tile_list, tile_list_length
+
+__all__ = ["CANDIDATES", "default_config", "forward", "unsupported", "varlen_attention"]
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+MAX_HEAD_DIM = 256
+MOST_TOKENS = 1 << 30
+"""No text is longer; a wider window is this wide, so that no sum of a window and a position leaves 32 bits."""
+
+CHECKS_LENGTHS = os.environ.get("PADLESS_CHECK") == "1"
+"""Whether `cu_seqlens` and `max_seqlen` are looked at, which waits for the GPU at every call."""
+
+
+def default_config(call: Call) -> Config:
+    """Tiling where nothing was measured: the widest that keeps everything in registers for this dtype and head size.
+
+    The gate holds what it takes on each architecture (tests/gate/resources.json).
+    """
+    width = max(next_power_of_2(call.head_dim or 64), 16)
+    if call.dtype == torch.float32:
+        # Products in full fp32 run on the ordinary cores and hold their operands in registers.
+        return Config.of(num_warps=8 if width > 64 else 4, num_stages=2, BLOCK_M=64, BLOCK_N=32 if width <= 64 else 16)
+    if width > 128:
+        return Config.of(num_warps=8, num_stages=2, BLOCK_M=128, BLOCK_N=32)
+    return Config.of(num_warps=8, num_stages=3, BLOCK_M=128, BLOCK_N=64)
+
+
+CANDIDATES = tuple(
+    Config.of(num_warps=warps, num_stages=stages, BLOCK_M=rows, BLOCK_N=keys, TMA=tma)
+    for rows, warps in ((64, 4), (128, 4), (128, 8))
+    for keys in (32, 64, 128)
+    for stages in (2, 3, 4)
+    for tma in (0, 1)
+)
+"""What tuning tries. TMA: keys and values through tensor descriptors, on sm_90 and newer."""
 
 
 def unsupported(call: Call) -> list[str]:
     """Why this row cannot serve `call`."""
-    return ["not built yet"]
+    reasons = []
+    if call.dtype not in DTYPES:
+        names = [str(dtype).removeprefix("torch.") for dtype in (*DTYPES, call.dtype)]
+        reasons.append(f"needs dtype {', '.join(names[:-1])}, got {names[-1]}")
+    if call.head_dim is not None and call.head_dim > MAX_HEAD_DIM:
+        reasons.append(f"needs head_dim up to {MAX_HEAD_DIM}, got {call.head_dim}")
+    return reasons
 
 
-def varlen_attention(*args: Any, **options: Any) -> Any:
-    """The attention contract of `engine/ops/attention.py`.
+def varlen_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    *,
+    cu_seqlens_k: Tensor | None = None,
+    max_seqlen_k: int | None = None,
+    window: tuple[int, int] = (-1, -1),
+    causal: bool = False,
+    softmax_scale: float | None = None,
+    position_bias: Tensor | None = None,
+    bias_max_distance: int = 128,
+    bias_bidirectional: bool = True,
+    return_lse: bool = False,
+    config: Config | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """As `engine/ops/attention.py`, in fp32, fp16 or bf16, head sizes up to 256.
+
+    Args:
+        config: tiling to use instead of the shipped one, for benchmarks and tuning.
 
     Raises:
-        BackendError: always; the kernel is not built yet.
+        InputError: shapes or dtypes do not fit together.
     """
-    raise BackendError("the Triton row of attention is not built yet: bind it through the dispatch table")
+    check_inputs(q, k, v, cu_seqlens, max_seqlen, cu_seqlens_k, max_seqlen_k)
+    out, lse = forward(
+        q, k, v, cu_seqlens, max_seqlen, cu_seqlens_k,
+        window_left=window[0], window_right=0 if causal else window[1], softmax_scale=softmax_scale,
+        position_bias=position_bias, bias_max_distance=bias_max_distance, bias_bidirectional=bias_bidirectional,
+        return_lse=return_lse, config=config,
+    )  # fmt: skip
+    return out if lse is None else (out, lse)
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    cu_seqlens_k: Tensor | None,
+    *,
+    window_left: int,
+    window_right: int,
+    softmax_scale: float | None,
+    position_bias: Tensor | None,
+    bias_max_distance: int,
+    bias_bidirectional: bool,
+    return_lse: bool,
+    config: Config | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """The launch behind `varlen_attention`, without its checks; causal is a `window_right` of 0."""
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    tokens, heads, head_dim = q.shape
+    texts = cu_seqlens.shape[0] - 1
+    out = torch.empty((tokens, heads, head_dim), dtype=q.dtype, device=q.device)
+    lse = torch.empty((heads, tokens), dtype=torch.float32, device=q.device) if return_lse else None
+    if tokens == 0 or heads == 0:
+        return out, lse
+    has_left, has_right, has_bias = window_left >= 0, window_right >= 0, position_bias is not None
+    if config is None:
+        config = _config(head_dim, q.dtype, has_left and has_right, has_bias, _compute_capability(q.device))
+    rows, keys = config["BLOCK_M"], config["BLOCK_N"]
+    blocks_per_text = -(-max_seqlen // rows)
+    num_tiles = tile_list_length(tokens, texts, rows)
+    # Texts of one length, or all within a tile, need no list: the program's number says which tile is its own.
+    listed = texts * blocks_per_text > max(num_tiles, texts)
+    tiles = tile_list(cu_seqlens, tokens, rows) if listed else None
+    bias, reach = None, 0
+    if position_bias is not None:
+        bias, reach = bias_by_distance(position_bias, bias_max_distance, bias_bidirectional)
+    scale = head_dim**-0.5 if softmax_scale is None else softmax_scale
+    block_d = max(next_power_of_2(head_dim), 16)
+    arguments = {
+        "q_ptr": q,
+        "k_rows": k,
+        "v_rows": v,
+        "out_ptr": out,
+        "lse_ptr": lse,
+        "bias_ptr": bias,
+        "cu_seqlens_q_ptr": cu_seqlens,
+        "cu_seqlens_k_ptr": cu_seqlens if cu_seqlens_k is None else cu_seqlens_k,
+        "tiles_ptr": tiles,
+        "stride_qt": q.stride(0),
+        "stride_qh": q.stride(1),
+        "stride_kt": k.stride(0),
+        "stride_kh": k.stride(1),
+        "stride_vt": v.stride(0),
+        "stride_vh": v.stride(1),
+        "stride_ot": out.stride(0),
+        "stride_oh": out.stride(1),
+        "stride_lh": tokens,
+        "stride_bh": 0 if bias is None else bias.stride(0),
+        "num_heads": heads,
+        "group": heads // k.shape[1],
+        "blocks_per_text": blocks_per_text,
+        "scale": scale * math.log2(math.e),
+        "left": min(window_left, MOST_TOKENS),
+        "right": min(window_right, MOST_TOKENS),
+        "reach": reach,
+    }
+    tma = bool(dict(config.blocks).get("TMA")) and _has_descriptors(k, v, block_d)
+    if tma:
+        arguments["k_rows"], arguments["v_rows"] = (
+            TensorDescriptor(x, list(x.shape), list(x.stride()), [keys, 1, block_d]) for x in (k, v)
+        )
+    constants = {
+        "HEAD_DIM": head_dim,
+        "BLOCK_D": block_d,
+        "HAS_TILES": listed,
+        "HAS_LEFT": has_left,
+        "HAS_RIGHT": has_right,
+        # A window narrower than a tile is high and wide lets no query of it see a whole block that all others see.
+        "HAS_INSIDE": not (has_left and has_right) or window_left + window_right >= rows + keys - 2,
+        "HAS_BIAS": has_bias,
+        "HAS_LSE": return_lse,
+        # The maximum of the scaled scores is the scaled maximum of the scores only where the scale is positive.
+        "SCALE_FIRST": has_bias or scale <= 0,
+        "TMA": tma,
+        "PRECISION": "ieee",
+    }
+    grid = (heads * (num_tiles if listed else texts * blocks_per_text),)
+    launch(attention_kernel, grid, arguments, constants, config)
+    return out, lse
+
+
+def check_inputs(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    cu_seqlens_k: Tensor | None = None,
+    max_seqlen_k: int | None = None,
+) -> None:
+    """Refuse what the kernel would read wrongly; what lies on the device only under `PADLESS_CHECK=1`.
+
+    Raises:
+        InputError: shapes, dtypes or lengths do not fit together.
+    """
+    if q.ndim != 3 or k.shape != v.shape or k.ndim != 3 or k.shape[2] != q.shape[2] or q.shape[1] % max(k.shape[1], 1):
+        shapes = ", ".join(f"{name} {list(x.shape)}" for name, x in (("q", q), ("k", k), ("v", v)))
+        raise InputError(
+            "attention: expected q [tokens, heads, head_dim] and k, v alike, their heads a divisor of q's; got "
+            + shapes
+        )
+    if not q.dtype == k.dtype == v.dtype:
+        raise InputError(f"attention: expected q, k and v of one dtype, got {q.dtype}, {k.dtype} and {v.dtype}")
+    if cu_seqlens_k is None and len(q) != len(k):
+        raise InputError(f"attention: expected as many keys as queries without cu_seqlens_k, got {len(k)} and {len(q)}")
+    if cu_seqlens_k is not None and len(cu_seqlens_k) != len(cu_seqlens):
+        texts = len(cu_seqlens) - 1, len(cu_seqlens_k) - 1
+        raise InputError(f"attention: expected keys of {texts[0]} texts, got cu_seqlens_k of {texts[1]}")
+    if CHECKS_LENGTHS:
+        _check_lengths("cu_seqlens", cu_seqlens, len(q), max_seqlen)
+        if cu_seqlens_k is not None:
+            _check_lengths("cu_seqlens_k", cu_seqlens_k, len(k), max_seqlen_k)
+
+
+def _check_lengths(name: str, cu_seqlens: Tensor, tokens: int, longest: int | None) -> None:
+    edges = cu_seqlens.tolist()
+    lengths = [stop - start for start, stop in itertools.pairwise(edges)]
+    if cu_seqlens.dtype != torch.int32 or edges[0] != 0 or edges[-1] != tokens or min(lengths, default=0) < 0:
+        raise InputError(f"attention: {name}: expected int32 from 0 up to {tokens}, got {cu_seqlens.dtype} {edges}")
+    if longest is not None and max(lengths, default=0) > longest:
+        raise InputError(f"attention: {name}: expected no text longer than {longest}, got one of {max(lengths)}")
+
+
+def _has_descriptors(k: Tensor, v: Tensor, block_d: int) -> bool:
+    """Whether tensor descriptors can stand for k and v: 16-byte steps, and hardware that has them (sm_90, sm_100 …)."""
+    if len(k) == 0 or (_compute_capability(k.device) or 90) < 90:
+        return False
+    steps = [x.data_ptr() for x in (k, v)] + [s * x.element_size() for x in (k, v) for s in x.stride()[:-1]]
+    return all(step % 16 == 0 for step in steps) and block_d <= 256
+
+
+@functools.cache
+def _config(head_dim: int, dtype: torch.dtype, sliding: bool, has_bias: bool, sm: int | None) -> Config:
+    facts: dict[str, Any] = {"window": "sliding" if sliding else "full", "bias": "t5" if has_bias else "none"}
+    return default_config(Call("attention", device="cuda", dtype=dtype, sm=sm, head_dim=head_dim, **facts))
+
+
+@functools.cache
+def _compute_capability(device: torch.device) -> int | None:
+    """90 for Hopper; None where the kernel is interpreted, or compiled for another maker's GPU."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return None
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor

@@ -1,0 +1,38 @@
+"""T5's relative position bias as the kernels read it: by distance, one short row a head.
+
+A bias depends on nothing but the distance between key and query and on the head, and from `max_distance` on it is the
+same for all. So `2 * max_distance + 1` numbers a head say everything: a few kilobytes that stay in the first cache,
+where a bias for every pair of tokens would be `heads * length^2` numbers in memory.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from ..engine.relative_position import bucket_table
+
+__all__ = ["bias_by_distance"]
+
+
+def bias_by_distance(position_bias: Tensor, max_distance: int, bidirectional: bool) -> tuple[Tensor, int]:
+    """The bias of every distance that has one of its own.
+
+    Args:
+        position_bias: `[num_buckets, heads]`, any floating dtype.
+        max_distance: distance, in tokens, from which all positions share the last bucket.
+        bidirectional: whether keys to the right have buckets of their own.
+
+    Returns:
+        `[heads, 2 * reach + 1]` in the bias's dtype, and the reach: the bias at a distance `d` of key position minus
+        query position stands in column `clamp(d, -reach, reach) + reach`.
+    """
+    buckets = _buckets(position_bias.shape[0], max_distance, bidirectional, position_bias.device)
+    return position_bias.t().index_select(1, buckets), max_distance
+
+
+@functools.lru_cache(maxsize=64)
+def _buckets(num_buckets: int, max_distance: int, bidirectional: bool, device: torch.device) -> Tensor:
+    return bucket_table(num_buckets, max_distance, bidirectional).to(device)
