@@ -31,6 +31,7 @@ docs/kernels.md.
 from __future__ import annotations
 
 import functools
+import math
 
 import torch
 import triton
@@ -63,10 +64,13 @@ def _split_kernel(
     stride_qs, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh, stride_os, stride_lh, stride_bh,
     num_heads, splits, scale, reach,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, GROUP: tl.constexpr, HAS_BIAS: tl.constexpr,
-    HAS_POSITIONS: tl.constexpr, HAS_LSE: tl.constexpr, SPLIT: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    HAS_POSITIONS: tl.constexpr, HAS_LSE: tl.constexpr, UNIT: tl.constexpr, SPLIT: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """SPLIT keys of one sequence, for up to BLOCK_M of the GROUP heads that share a K/V head."""
+    """SPLIT keys of one sequence, for up to BLOCK_M of the GROUP heads that share a K/V head.
+
+    Strides of q, k and v count UNIT channels.
+    """
     program = tl.program_id(0)
     split = tl.program_id(1).to(tl.int64)
     TILES: tl.constexpr = (GROUP + BLOCK_M - 1) // BLOCK_M
@@ -89,10 +93,10 @@ def _split_kernel(
     heads = head_k * GROUP + offs_m
     mask_q = mask_m[:, None] & mask_d[None, :]
     q = tl.load(
-        q_ptr + sequence * stride_qs + heads[:, None] * stride_qh + offs_d[None, :], mask=mask_q, other=0.0
+        q_ptr + (sequence * stride_qs + heads[:, None] * stride_qh) * UNIT + offs_d[None, :], mask=mask_q, other=0.0
     )  # [BLOCK_M, BLOCK_D]
-    k_rows = k_ptr + (start + begin) * stride_kt + head_k * stride_kh
-    v_rows = v_ptr + (start + begin) * stride_vt + head_k * stride_vh
+    k_rows = k_ptr + ((start + begin) * stride_kt + head_k * stride_kh) * UNIT
+    v_rows = v_ptr + ((start + begin) * stride_vt + head_k * stride_vh) * UNIT
     nearest = begin.to(tl.int32)
     if HAS_POSITIONS:
         nearest -= tl.load(positions_ptr + sequence).to(tl.int32)
@@ -108,7 +112,7 @@ def _split_kernel(
         mask_n = offs_n < stop
         mask = mask_n[:, None] & mask_d[None, :]
         rows = offs_n.to(tl.int64)[:, None]
-        k = tl.load(k_rows + rows * stride_kt + offs_d[None, :], mask=mask, other=0.0)  # [BLOCK_N, BLOCK_D]
+        k = tl.load(k_rows + rows * stride_kt * UNIT + offs_d[None, :], mask=mask, other=0.0)  # [BLOCK_N, BLOCK_D]
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale  # [BLOCK_M, BLOCK_N]
         if HAS_BIAS:
             column = tl.minimum(tl.maximum(nearest + offs_n, -reach), reach) + reach
@@ -121,7 +125,7 @@ def _split_kernel(
         p = tl.exp(scores - _finite(highest_new)[:, None])
         rescale = tl.exp(highest - _finite(highest_new))
         total = tl.fma(total, rescale, tl.sum(p, 1))
-        v = tl.load(v_rows + rows * stride_vt + offs_d[None, :], mask=mask, other=0.0)  # [BLOCK_N, BLOCK_D]
+        v = tl.load(v_rows + rows * stride_vt * UNIT + offs_d[None, :], mask=mask, other=0.0)  # [BLOCK_N, BLOCK_D]
         acc = tl.dot(p.to(v.dtype), v, acc * rescale[:, None], input_precision="ieee")
         highest = highest_new
 
@@ -190,7 +194,8 @@ def default_config(call: Call) -> Config:
     width = max(next_power_of_2(call.head_dim or 64), 16)
     itemsize = 4 if call.dtype == torch.float32 else 2
     keys = min(max(8192 // (width * itemsize), 16), 128)
-    return Config.of(num_warps=4, num_stages=3, SPLIT=256, BLOCK_M=16, BLOCK_N=keys)
+    stages = 3 if keys * width * itemsize <= 8192 else 2
+    return Config.of(num_warps=4, num_stages=stages, SPLIT=256, BLOCK_M=16, BLOCK_N=keys)
 
 
 CANDIDATES = tuple(
@@ -256,6 +261,9 @@ def decode_attention(
     bias, reach = None, 0
     if position_bias is not None:
         bias, reach = bias_by_distance(position_bias, bias_max_distance, bias_bidirectional)
+    # Counted in units of what is read at once, up to 16 bytes, strides tell the compiler that it may do so: of integers
+    # it knows only whether they are multiples of 16, which rows of 24 channels are not.
+    unit = math.gcd(16 // q.element_size(), *(stride for x in (q, k, v) for stride in x.stride()[:2]))
     result = {"out_ptr": out, "lse_ptr": lse, "stride_os": out.stride(0), "stride_lh": sequences}
     parts = {"acc_ptr": acc, "highest_ptr": highest, "total_ptr": total, "splits": splits}
     whole = {"lengths_ptr": lengths.contiguous(), "num_heads": heads, **result, **parts}
@@ -266,12 +274,12 @@ def decode_attention(
         "bias_ptr": bias,
         "starts_ptr": starts.contiguous(),
         "positions_ptr": None if query_positions is None else query_positions.contiguous(),
-        "stride_qs": q.stride(0),
-        "stride_qh": q.stride(1),
-        "stride_kt": k.stride(0),
-        "stride_kh": k.stride(1),
-        "stride_vt": v.stride(0),
-        "stride_vh": v.stride(1),
+        "stride_qs": q.stride(0) // unit,
+        "stride_qh": q.stride(1) // unit,
+        "stride_kt": k.stride(0) // unit,
+        "stride_kh": k.stride(1) // unit,
+        "stride_vt": v.stride(0) // unit,
+        "stride_vh": v.stride(1) // unit,
         "stride_bh": 0 if bias is None else bias.stride(0),
         "scale": head_dim**-0.5 if softmax_scale is None else float(softmax_scale),
         "reach": reach,
@@ -281,11 +289,12 @@ def decode_attention(
         "GROUP": heads // heads_k,
         "HAS_BIAS": bias is not None,
         "HAS_POSITIONS": query_positions is not None,
+        "UNIT": unit,
     }
     tiles = -(-(heads // heads_k) // config["BLOCK_M"])
     launch(_split_kernel, (sequences * heads_k * tiles, splits), whole | arguments, shape | constants, config)
     if kept:
-        reduced = Config.of(num_warps=4, num_stages=1, SPLIT=config["SPLIT"], BLOCK_S=REDUCED)
+        reduced = Config.of(num_warps=4 if head_dim <= 128 else 8, num_stages=1, SPLIT=config["SPLIT"], BLOCK_S=REDUCED)
         launch(_reduce_kernel, (sequences * heads,), whole, shape, reduced)
     return out if lse is None else (out, lse)
 
