@@ -71,9 +71,16 @@ class Requires:
     packages: tuple[str, ...] = ()
     dtypes: tuple[torch.dtype, ...] = ()
 
-    def unmet(self, call: Call) -> list[str]:
-        """Each requirement that `call` does not meet, with the observed and the required value; empty when all are."""
+    def unmet(self, call: Call, *, interpreted: bool = False) -> list[str]:
+        """Each requirement that `call` does not meet, with the observed and the required value; empty when all are.
+
+        Args:
+            call: what is asked.
+            interpreted: the row's kernels run in an interpreter, which needs no GPU.
+        """
         reasons = []
+        if interpreted:
+            return [f"needs package {name}, not installed" for name in self.packages if not _installed(name)]
         if self.device is not None and call.device != self.device:
             reasons.append(f"needs device {self.device}, got {call.device}")
         if self.sm is not None and (call.sm or 0) < self.sm:

@@ -8,6 +8,7 @@ string; it is imported when it is about to be chosen, so a missing package or a 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -23,9 +24,16 @@ __all__ = ["TABLE", "Resolution", "backends", "explain", "resolve"]
 log = logging.getLogger("padless")
 
 _OPS = "padless.engine.ops"
+
+
+def _triton(target: str) -> Impl:
+    requires = Requires("cuda", sm=80, packages=("triton",))
+    return Impl("triton", f"padless.kernels.{target}", requires, deterministic=True)
+
+
 TABLE: dict[str, tuple[Impl, ...]] = {
     "attention": (
-        Impl("triton", "padless.kernels.attention:varlen_attention", Requires("cuda", sm=80, packages=("triton",))),
+        _triton("attention:varlen_attention"),
         Impl("cpu", f"{_OPS}.cpu.attention:varlen_attention", Requires("cpu")),
         Impl("eager", f"{_OPS}.attention:varlen_attention", differentiable=True, deterministic=True),
     ),
@@ -96,7 +104,7 @@ def resolve(call: Call, backend: str = "auto") -> Resolution:
         if named and impl.name != backend:
             rejected.append((impl.name, (f"backend={backend!r} was asked for",)))
             continue
-        reasons = _unmet(impl, call)
+        reasons = _unmet(impl, call, interpreted=named and impl.name == "triton" and _interprets(call))
         if not reasons:
             fn, module = _function(impl)
             return Resolution(call, impl, fn, getattr(module, "prepare", None), _gradient(rows), tuple(rejected))
@@ -106,8 +114,13 @@ def resolve(call: Call, backend: str = "auto") -> Resolution:
     raise BackendError(f"no implementation serves {call}: " + "; ".join(f"{n}: {', '.join(r)}" for n, r in rejected))
 
 
-def _unmet(impl: Impl, call: Call) -> list[str]:
-    reasons = impl.requires.unmet(call)
+def _interprets(call: Call) -> bool:
+    """Whether Triton's interpreter stands in for a GPU: only for a backend asked for by name, never under "auto"."""
+    return call.device == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _unmet(impl: Impl, call: Call, interpreted: bool) -> list[str]:
+    reasons = impl.requires.unmet(call, interpreted=interpreted)
     if call.deterministic and not impl.deterministic:
         reasons.append("needs a row that promises deterministic=True, this one does not")
     if reasons:

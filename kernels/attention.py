@@ -36,12 +36,19 @@ def default_config(call: Call) -> Config:
     The gate holds what it takes on each architecture (tests/gate/resources.json).
     """
     width = max(next_power_of_2(call.head_dim or 64), 16)
+    has_bias = call.bias == "t5"
     if call.dtype == torch.float32:
-        # Products in full fp32 run on the ordinary cores and hold their operands in registers.
-        return Config.of(num_warps=8 if width > 64 else 4, num_stages=2, BLOCK_M=64, BLOCK_N=32 if width <= 64 else 16)
-    if width > 128:
-        return Config.of(num_warps=8, num_stages=2, BLOCK_M=128, BLOCK_N=32)
-    return Config.of(num_warps=8, num_stages=3, BLOCK_M=128, BLOCK_N=64)
+        # Products in full fp32 run on the ordinary cores, with both operands in registers.
+        if width <= 64:
+            return Config.of(num_warps=8, num_stages=2, BLOCK_M=32 if has_bias else 64, BLOCK_N=32)
+        if width == 128:
+            return Config.of(num_warps=8, num_stages=1 if has_bias else 2, BLOCK_M=32, BLOCK_N=16)
+        return Config.of(num_warps=8, num_stages=1, BLOCK_M=16, BLOCK_N=16)
+    if width <= 64:
+        return Config.of(num_warps=8, num_stages=3, BLOCK_M=128, BLOCK_N=64)
+    if has_bias or (width == 256 and call.sm not in (90, 100)):
+        return Config.of(num_warps=8, num_stages=2, BLOCK_M=64, BLOCK_N=32)
+    return Config.of(num_warps=8, num_stages=2, BLOCK_M=128, BLOCK_N=64 if width == 128 else 32)
 
 
 CANDIDATES = tuple(

@@ -215,8 +215,8 @@ def attention_kernel(
             beyond = tl.minimum(tl.maximum(beyond, near), outside)
             acc, total, peak = _over_keys(
                 acc, total, peak, q, k_rows, v_rows, bias_ptr, far_left, stride_kt, stride_vt, begin_k, length_k,
-                head_k, offs_d, places, inside, near, scale, left, right, reach, HEAD_DIM, BLOCK_N, BLOCK_D, False, "far",
-                HAS_LEFT, HAS_RIGHT, SCALE_FIRST, TMA, PRECISION,
+                head_k, offs_d, places, inside, near, scale, left, right, reach, HEAD_DIM, BLOCK_N, BLOCK_D, False,
+                "far", HAS_LEFT, HAS_RIGHT, SCALE_FIRST, TMA, PRECISION,
             )  # fmt: skip
         acc, total, peak = _over_keys(
             acc, total, peak, q, k_rows, v_rows, bias_ptr, 0.0, stride_kt, stride_vt, begin_k, length_k, head_k, offs_d,
@@ -226,8 +226,8 @@ def attention_kernel(
         if HAS_BIAS:
             acc, total, peak = _over_keys(
                 acc, total, peak, q, k_rows, v_rows, bias_ptr, far_right, stride_kt, stride_vt, begin_k, length_k,
-                head_k, offs_d, places, beyond, outside, scale, left, right, reach, HEAD_DIM, BLOCK_N, BLOCK_D, False, "far",
-                HAS_LEFT, HAS_RIGHT, SCALE_FIRST, TMA, PRECISION,
+                head_k, offs_d, places, beyond, outside, scale, left, right, reach, HEAD_DIM, BLOCK_N, BLOCK_D, False,
+                "far", HAS_LEFT, HAS_RIGHT, SCALE_FIRST, TMA, PRECISION,
             )  # fmt: skip
     acc, total, peak = _over_keys(
         acc, total, peak, q, k_rows, v_rows, bias_ptr, 0.0, stride_kt, stride_vt, begin_k, length_k, head_k, offs_d,
