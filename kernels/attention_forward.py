@@ -48,10 +48,11 @@ def _load_rows(
     if TMA:
         tile = rows.load([row, head, 0]).reshape(BLOCK_N, BLOCK_D)  # [BLOCK_N, BLOCK_D]
     else:
-        offs = row + tl.arange(0, BLOCK_N)
-        pointers = rows + offs.to(tl.int64)[:, None] * stride_t + offs_d[None, :]
+        offs_n = tl.arange(0, BLOCK_N)
+        # The row as a number of its own: what stays the same from tile to tile is computed once.
+        pointers = rows + row.to(tl.int64) * stride_t + (offs_n.to(tl.int64)[:, None] * stride_t + offs_d[None, :])
         if EDGE:
-            mask = (offs < length)[:, None] & (offs_d < HEAD_DIM)[None, :]
+            mask = (row + offs_n < length)[:, None] & (offs_d < HEAD_DIM)[None, :]
             tile = tl.load(pointers, mask=mask, other=0.0)  # [BLOCK_N, BLOCK_D]
         elif HEAD_DIM == BLOCK_D:
             tile = tl.load(pointers)  # [BLOCK_N, BLOCK_D]
@@ -63,7 +64,7 @@ def _load_rows(
 @triton.jit
 def _over_keys(
     acc, total, peak, q, k_rows, v_rows, bias_ptr, far_bias, stride_kt, stride_vt, begin_k, length_k, head_k, offs_d,
-    places, from_n, to_n, scale, left, right, reach,
+    places, earliest, latest, from_n, to_n, scale, reach,
     HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, EDGE: tl.constexpr, BIAS: tl.constexpr,
     HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, SCALE_FIRST: tl.constexpr, TMA: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -81,10 +82,10 @@ def _over_keys(
         )  # [BLOCK_N, BLOCK_D]
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
         offs_n = start + tl.arange(0, BLOCK_N)
-        distance = offs_n[None, :] - places[:, None]
         if SCALE_FIRST:
             scores = scores * scale
         if BIAS == "near":
+            distance = offs_n[None, :] - places[:, None]
             column = tl.minimum(tl.maximum(distance, -reach), reach) + reach
             near = tl.load(bias_ptr + column).to(tl.float32)  # [BLOCK_M, BLOCK_N]
             scores = tl.fma(near, LOG2_E, scores)
@@ -93,9 +94,9 @@ def _over_keys(
         if EDGE:
             seen = (offs_n < length_k)[None, :]
             if HAS_LEFT:
-                seen = seen & (distance >= -left)
+                seen = seen & (offs_n[None, :] >= earliest[:, None])
             if HAS_RIGHT:
-                seen = seen & (distance <= right)
+                seen = seen & (offs_n[None, :] <= latest[:, None])
             scores = tl.where(seen, scores, float("-inf"))
         highest = tl.max(scores, 1)
         if not SCALE_FIRST:
@@ -153,13 +154,14 @@ def attention_kernel(
     if block < 0 or block * BLOCK_M >= length_q:
         return
 
-    offs_m = block * BLOCK_M + tl.arange(0, BLOCK_M)
+    start_m = block * BLOCK_M
+    offs_m = start_m + tl.arange(0, BLOCK_M)
     offs_d = tl.arange(0, BLOCK_D)
     mask_m = offs_m < length_q
-    rows_m = (begin_q + offs_m).to(tl.int64)[:, None]
+    rows_m = begin_q.to(tl.int64) + block.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     mask = mask_m[:, None] & (offs_d < HEAD_DIM)[None, :]
     q = tl.load(
-        q_ptr + rows_m * stride_qt + head.to(tl.int64) * stride_qh + offs_d[None, :], mask=mask, other=0.0
+        q_ptr + rows_m[:, None] * stride_qt + head.to(tl.int64) * stride_qh + offs_d[None, :], mask=mask, other=0.0
     )  # [BLOCK_M, BLOCK_D]
     head_k = head // group
     if not TMA:
@@ -170,11 +172,13 @@ def attention_kernel(
     if HAS_BIAS:
         bias_ptr += head.to(tl.int64) * stride_bh
         far_left = tl.load(bias_ptr).to(tl.float32) * LOG2_E
-        far_right = tl.load(bias_ptr + 2 * reach).to(tl.float32) * LOG2_E
+        far_right = tl.load(bias_ptr + reach + reach).to(tl.float32) * LOG2_E
 
     # Where the queries stand among the keys: the last query beside the last key.
     places = offs_m + (length_k - length_q)
-    first = block * BLOCK_M + (length_k - length_q)
+    earliest = places - left
+    latest = places + right
+    first = start_m + (length_k - length_q)
     last = first + BLOCK_M - 1
     lo = 0
     hi = length_k
@@ -201,7 +205,7 @@ def attention_kernel(
     if HAS_LEFT and HAS_INSIDE:
         acc, total, peak = _over_keys(
             acc, total, peak, q, k_rows, v_rows, bias_ptr, 0.0, stride_kt, stride_vt, begin_k, length_k, head_k, offs_d,
-            places, lo, tl.minimum(inside, hi), scale, left, right, reach, HEAD_DIM, BLOCK_N, BLOCK_D, True, NEAR,
+            places, earliest, latest, lo, tl.minimum(inside, hi), scale, reach, HEAD_DIM, BLOCK_N, BLOCK_D, True, NEAR,
             HAS_LEFT, HAS_RIGHT, SCALE_FIRST, TMA, PRECISION,
         )  # fmt: skip
     if HAS_INSIDE:
@@ -215,33 +219,33 @@ def attention_kernel(
             beyond = tl.minimum(tl.maximum(beyond, near), outside)
             acc, total, peak = _over_keys(
                 acc, total, peak, q, k_rows, v_rows, bias_ptr, far_left, stride_kt, stride_vt, begin_k, length_k,
-                head_k, offs_d, places, inside, near, scale, left, right, reach, HEAD_DIM, BLOCK_N, BLOCK_D, False,
-                "far", HAS_LEFT, HAS_RIGHT, SCALE_FIRST, TMA, PRECISION,
+                head_k, offs_d, places, earliest, latest, inside, near, scale, reach, HEAD_DIM, BLOCK_N, BLOCK_D,
+                False, "far", HAS_LEFT, HAS_RIGHT, SCALE_FIRST, TMA, PRECISION,
             )  # fmt: skip
         acc, total, peak = _over_keys(
             acc, total, peak, q, k_rows, v_rows, bias_ptr, 0.0, stride_kt, stride_vt, begin_k, length_k, head_k, offs_d,
-            places, near, beyond, scale, left, right, reach, HEAD_DIM, BLOCK_N, BLOCK_D, False, NEAR,
+            places, earliest, latest, near, beyond, scale, reach, HEAD_DIM, BLOCK_N, BLOCK_D, False, NEAR,
             HAS_LEFT, HAS_RIGHT, SCALE_FIRST, TMA, PRECISION,
         )  # fmt: skip
         if HAS_BIAS:
             acc, total, peak = _over_keys(
                 acc, total, peak, q, k_rows, v_rows, bias_ptr, far_right, stride_kt, stride_vt, begin_k, length_k,
-                head_k, offs_d, places, beyond, outside, scale, left, right, reach, HEAD_DIM, BLOCK_N, BLOCK_D, False,
-                "far", HAS_LEFT, HAS_RIGHT, SCALE_FIRST, TMA, PRECISION,
+                head_k, offs_d, places, earliest, latest, beyond, outside, scale, reach, HEAD_DIM, BLOCK_N, BLOCK_D,
+                False, "far", HAS_LEFT, HAS_RIGHT, SCALE_FIRST, TMA, PRECISION,
             )  # fmt: skip
     acc, total, peak = _over_keys(
         acc, total, peak, q, k_rows, v_rows, bias_ptr, 0.0, stride_kt, stride_vt, begin_k, length_k, head_k, offs_d,
-        places, outside, hi, scale, left, right, reach, HEAD_DIM, BLOCK_N, BLOCK_D, True, NEAR,
+        places, earliest, latest, outside, hi, scale, reach, HEAD_DIM, BLOCK_N, BLOCK_D, True, NEAR,
         HAS_LEFT, HAS_RIGHT, SCALE_FIRST, TMA, PRECISION,
     )  # fmt: skip
 
     # A query that saw nothing has a sum of 0 and gives zeros.
     out = acc / tl.where(total == 0.0, 1.0, total)[:, None]
     tl.store(
-        out_ptr + rows_m * stride_ot + head.to(tl.int64) * stride_oh + offs_d[None, :],
+        out_ptr + rows_m[:, None] * stride_ot + head.to(tl.int64) * stride_oh + offs_d[None, :],
         out.to(out_ptr.dtype.element_ty),
         mask=mask,
     )
     if HAS_LSE:
         lse = tl.where(total == 0.0, float("-inf"), (peak + tl.log2(total)) * LN_2)
-        tl.store(lse_ptr + head.to(tl.int64) * stride_lh + (begin_q + offs_m).to(tl.int64), lse, mask=mask_m)
+        tl.store(lse_ptr + head.to(tl.int64) * stride_lh + rows_m, lse, mask=mask_m)
