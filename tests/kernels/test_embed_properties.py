@@ -36,7 +36,7 @@ class Example:
 EXAMPLES = st.builds(
     Example,
     dtype=st.sampled_from(DTYPES),
-    width=st.integers(2, 700),
+    width=st.integers(16, 700),
     ids=st.lists(st.tuples(st.integers(0, 18), st.integers(0, 8), st.integers(0, 1)), max_size=40).map(tuple),
     position=st.booleans(),
     token_type=st.booleans(),
