@@ -21,10 +21,18 @@ __all__ = ["SentenceHead"]
 class Pooling(nn.Module):
     """The `pool` op in one or several modes, results side by side in the folder's order."""
 
-    def __init__(self, spec: PoolingSpec) -> None:
+    def __init__(self, spec: PoolingSpec, hidden_size: int | None = None, normalize: bool = False) -> None:
+        """Declare the ops.
+
+        Args:
+            spec: the folder's module.
+            hidden_size: width of the token vectors, as far as it is known.
+            normalize: scale what each op gives to unit length.
+        """
         super().__init__()
         self.include_prompt = spec.include_prompt
-        self.pools = [BoundOp("pool", mode=mode) for mode in spec.modes]
+        options = {"normalize": True} if normalize else {}
+        self.pools = [BoundOp("pool", facts={"hidden": hidden_size}, mode=mode, **options) for mode in spec.modes]
 
     def forward(self, hidden: Tensor, batch: PackedBatch, prompt_tokens: int) -> Tensor:
         """`[tokens, hidden]` to fp32 `[texts, modes * hidden]`."""
@@ -59,6 +67,8 @@ _ACTIVATIONS = {**ACTIVATIONS, "identity": ACTIVATIONS["none"], "sigmoid": torch
 class SentenceHead(nn.Module):
     """Pooling, then Dense and Normalize modules as the folder orders them; computes in fp32 (fp64 for an fp64 model).
 
+    A Normalize right behind a pooling of one mode is done by the `pool` op itself.
+
     Attributes:
         dimension: width of the vectors that come out.
     """
@@ -90,8 +100,11 @@ class SentenceHead(nn.Module):
         if pooling_spec.dimension not in (None, hidden_size):
             raise ConfigError(f"{source}: Pooling: expected width {hidden_size}, got {pooling_spec.dimension}")
         width = hidden_size * len(pooling_spec.modes)
+        # One mode with a Normalize behind it is one op: a kernel has the whole vector at hand.
+        unit = len(pooling_spec.modes) == 1 and len(modules) > 1 and isinstance(modules[1], NormalizeSpec)
+        pooling = Pooling(pooling_spec, hidden_size, normalize=unit)
         rest: list[Dense | Normalize] = []
-        for spec in modules[1:]:
+        for spec in modules[2 if unit else 1 :]:
             if isinstance(spec, DenseSpec):
                 if spec.in_features != width:
                     raise ConfigError(f"{spec.folder}: in_features: expected {width}, got {spec.in_features}")
@@ -101,7 +114,7 @@ class SentenceHead(nn.Module):
                 width = spec.out_features
             else:
                 rest.append(Normalize())
-        return cls(Pooling(pooling_spec), rest, width)
+        return cls(pooling, rest, width)
 
     def bind(self, device: torch.device, dtype: torch.dtype, *, backend: str, deterministic: bool) -> None:
         """Bind the pool ops for hidden states of `dtype` on `device`.

@@ -5,13 +5,34 @@ Modes and their edge cases are those of sentence-transformers' Pooling module, t
 
 from __future__ import annotations
 
+from typing import Literal, overload
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 __all__ = ["pool"]
 
 
-def pool(hidden: Tensor, cu_seqlens: Tensor, *, mode: str, skip: int = 0) -> Tensor:
+@overload
+def pool(
+    hidden: Tensor, cu_seqlens: Tensor, *, mode: str, skip: int = 0, normalize: bool = False,
+    return_finite: Literal[False] = False,
+) -> Tensor: ...  # fmt: skip
+@overload
+def pool(
+    hidden: Tensor, cu_seqlens: Tensor, *, mode: str, skip: int = 0, normalize: bool = False,
+    return_finite: Literal[True],
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+def pool(
+    hidden: Tensor,
+    cu_seqlens: Tensor,
+    *,
+    mode: str,
+    skip: int = 0,
+    normalize: bool = False,
+    return_finite: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """Reduce each text's token rows to one vector, in fp32 (fp64 for fp64 input).
 
     Args:
@@ -21,11 +42,20 @@ def pool(hidden: Tensor, cu_seqlens: Tensor, *, mode: str, skip: int = 0) -> Ten
             over the square root of the count; "weightedmean", weights 1, 2, 3 … by position (SGPT, Muennighoff 2022,
             section 3.2.1).
         skip: tokens left out at the start of each text (a prompt that does not count); positions keep their weight.
+        normalize: divide each vector by its L2 norm, or by 1e-12 where that is larger: a zero vector stays zero.
+        return_finite: tell as well which vectors can be used.
 
     Returns:
         `[texts, hidden]`, fp32 or fp64. Where `skip` leaves no token: zeros for the means, -inf for "max", the first
-        token for "cls", the last token for "lasttoken".
+        token for "cls", the last token for "lasttoken". With `return_finite` a pair: the vectors, and bool `[texts]`,
+        true where every channel was finite before it was normalised.
     """
+    vectors = _reduced(hidden, cu_seqlens, mode, skip)
+    unit = F.normalize(vectors, dim=-1) if normalize else vectors
+    return (unit, vectors.isfinite().all(dim=-1)) if return_finite else unit
+
+
+def _reduced(hidden: Tensor, cu_seqlens: Tensor, mode: str, skip: int) -> Tensor:
     starts, stops = cu_seqlens[:-1].long(), cu_seqlens[1:].long()
     accumulate = torch.promote_types(hidden.dtype, torch.float32)
     firsts = starts + skip
