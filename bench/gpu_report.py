@@ -1,0 +1,189 @@
+"""`make gpu-report`: are the kernels right on this GPU, and how fast are they; one command, under nine minutes.
+
+    python -m padless.bench.gpu_report --out DIR [--parts correctness,attention,candidates] [--minutes 8.5] [--dry]
+
+Needs a GPU, torch, triton and padless. Leaves report.json, report.md and log.txt, written after every case; a second
+run on the same folder does only what is missing. Each part runs in processes of its own. `--dry` takes the same path
+with tiny sizes on a CPU, under TRITON_INTERPRET=1, and measures nothing.
+
+Exit codes: 0 all cases sound; 1 some failed; 2 it cannot run here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import torch
+
+from ..engine.errors import InputError, OptionError, PadlessError
+from .gpu_case import BAD, Figures
+from .gpu_machine import describe_gpu
+from .gpu_pool import Pool
+from .gpu_store import Store
+from .kernel_hash import kernel_hashes
+
+__all__ = ["main", "run"]
+
+DEFAULT_PARTS = ("correctness", "attention", "candidates")
+
+
+@dataclass(frozen=True)
+class Part:
+    """How one part is run.
+
+    Attributes:
+        share: of the time, against the shares of the other parts.
+        workers: processes that check at the same time; what is timed runs alone.
+        warm: share of its own time for compiling beforehand, in many processes; 0 is not at all.
+        limit: seconds a case may take.
+    """
+
+    share: float
+    workers: int
+    warm: float
+    limit: float
+
+
+PARTS = {
+    "correctness": Part(share=4.0, workers=12, warm=0.0, limit=120.0),
+    "attention": Part(share=3.0, workers=1, warm=0.5, limit=60.0),
+    "candidates": Part(share=3.0, workers=1, warm=0.5, limit=60.0),
+    "profile": Part(share=1.0, workers=1, warm=0.0, limit=120.0),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line and run; what cannot run becomes one line and exit code 2."""
+    parser = argparse.ArgumentParser(prog="gpu_report", description="Correctness and speed of the kernels on this GPU.")
+    parser.add_argument("--out", type=Path, required=True, help="folder for report.json, report.md and log.txt")
+    parser.add_argument(
+        "--parts", default=",".join(DEFAULT_PARTS), help=f"of {', '.join(PARTS)}; all but profile if left out"
+    )
+    parser.add_argument("--minutes", type=float, default=8.5, help="time for all parts together; default %(default)s")
+    parser.add_argument("--commit", help="of this code, where it lies outside of its checkout")
+    parser.add_argument("--dry", action="store_true", help="tiny sizes through the interpreter; nothing is measured")
+    given = parser.parse_args(arguments)
+    try:
+        parts = [part.strip() for part in given.parts.split(",") if part.strip()]
+        return run(given.out, parts, given.minutes, given.dry, given.commit)
+    except PadlessError as error:
+        print("gpu_report:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"gpu_report: interrupted; what was found is in {given.out}", file=sys.stderr)
+        return 130
+
+
+def run(out: Path, parts: Sequence[str], minutes: float = 8.5, dry: bool = False, commit: str | None = None) -> int:
+    """Run what is missing of `parts` and write the report.
+
+    Args:
+        out: the report's folder; made if it is not there.
+        parts: keys of `PARTS`, in the order they run.
+        minutes: for all parts together.
+        dry: tiny sizes on the CPU.
+        commit: what to call the code, if it cannot tell itself.
+
+    Returns:
+        0 if every case that has a result is sound, else 1.
+
+    Raises:
+        OptionError: an argument is out of range, or TRITON_INTERPRET is not as this run needs it.
+        InputError: no GPU is there, or the folder holds another report.
+    """
+    unknown = [part for part in parts if part not in PARTS]
+    if unknown or not parts:
+        raise OptionError(f"parts: expected some of {', '.join(PARTS)}, got {', '.join(unknown) or 'none'}")
+    if not minutes > 0:
+        raise OptionError(f"minutes: expected more than 0, got {minutes}")
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if dry and not interpreted:
+        raise OptionError("a dry run interprets the kernels: set TRITON_INTERPRET=1")
+    if not dry and interpreted:
+        raise OptionError("TRITON_INTERPRET=1 is for a dry run: unset it, or pass --dry")
+    if not dry and not torch.cuda.is_available():
+        raise InputError(f"torch {torch.__version__} sees no GPU; to try the path without one: make gpu-report DRY=1")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out}: expected a folder, {error.strerror or error}") from error
+    store = Store(out, describe_gpu(dry, commit), kernel_hashes(), dry)
+    end = time.monotonic() + minutes * 60
+    with (out / "log.txt").open("ab", buffering=0) as log:
+        for place, name in enumerate(parts):
+            # What a part leaves unused, the parts after it share.
+            left = end - time.monotonic()
+            share = PARTS[name].share / sum(PARTS[part].share for part in parts[place:])
+            _run_part(store, name, time.monotonic() + left * share, dry, log)
+    return _summary(store, parts)
+
+
+def _run_part(store: Store, name: str, deadline: float, dry: bool, log: IO[bytes]) -> None:
+    part, kept = PARTS[name], store.part(name)
+    start = time.monotonic()
+    flags = ["--dry"] if dry else []
+
+    def say(line: str) -> None:
+        log.write(f"{time.strftime('%H:%M:%S')} {line}\n".encode())
+        print(line, flush=True)
+
+    def keep(case: str, figures: Figures) -> None:
+        store.add(name, case, figures)
+        say(_line(name, case, figures))
+
+    def warmed(case: str, figures: Figures) -> None:
+        log.write((_line(f"{name}: compiling", case, figures) + "\n").encode())
+
+    if kept["complete"]:
+        say(f"{name}: its results are there already")
+        return
+    finished = set(kept["cases"])
+    kept["failure"] = None
+    try:
+        if part.warm and not dry:
+            say(f"{name}: compiling")
+            until = start + (deadline - start) * part.warm
+            Pool(name, [*flags, "--warm"], _processes(), part.limit, log).run((), until, warmed)
+        workers = 1 if dry else min(part.workers, _processes())
+        kept["not_run"] = Pool(name, flags, workers, part.limit, log).run(finished, deadline, keep)
+        kept["complete"] = not kept["not_run"]
+    except RuntimeError as error:
+        kept["failure"] = str(error)
+        say(f"{name}: {error}")
+    kept["seconds"] = round(kept["seconds"] + time.monotonic() - start, 1)
+    store.save()
+
+
+def _line(part: str, case: str, figures: Figures) -> str:
+    told = (part, case, figures["status"], f"{figures.get('seconds', 0):.1f} s", figures.get("reason"))
+    return " | ".join(piece for piece in told if piece)
+
+
+def _processes() -> int:
+    """How many processes this machine's CPUs keep busy compiling."""
+    return max(min((os.cpu_count() or 1) - 2, 12), 1)
+
+
+def _summary(store: Store, parts: Sequence[str]) -> int:
+    wrong = 0
+    for name in parts:
+        part = store.part(name)
+        states = [figures["status"] for figures in part["cases"].values()]
+        bad = sum(state in BAD for state in states)
+        wrong += bad + (part["failure"] is not None)
+        counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)) or "no case"
+        rest = f", {len(part['not_run'])} not run for want of time" if part["not_run"] else ""
+        print(f"{name}: {counts}{rest}, {part['seconds']:.0f} s")
+    print(f"{store.folder / 'report.md'}")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

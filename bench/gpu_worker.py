@@ -1,0 +1,88 @@
+"""A process of its own for the cases of one part: a kernel that faults takes this process with it, not the report.
+
+    python -m padless.bench.gpu_worker PART [--dry] [--warm]
+
+PART is a key of `MODULES`, or the dotted name of a module with `cases(context)` (and, for --warm, `warm_cases`).
+Reads a case's name from each line of standard input and answers with a line of JSON. What anything else prints goes to
+standard error, which is the report's log.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from .gpu_case import Case, Context, Figures, context
+
+__all__ = ["MODULES", "main"]
+
+MODULES = {
+    "correctness": "gpu_correctness",
+    "attention": "gpu_attention",
+    "candidates": "gpu_candidates",
+    "profile": "gpu_profile",
+}
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Serve until standard input ends, or until the device is lost."""
+    part, *flags = arguments
+    # Libraries and compilers print where they like; only answers may reach the pipe.
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    here = context("--dry" in flags, "--warm" in flags)
+    module: Any = importlib.import_module(f".{MODULES[part]}" if part in MODULES else part, __package__)
+    found: list[Case] = (module.warm_cases if here.warm else module.cases)(here)
+    cases = {case.name: case for case in found}
+    print(json.dumps([[case.name, case.heavy] for case in found]), file=answers)
+    with torch.inference_mode():
+        for line in sys.stdin:
+            figures = _run(cases[json.loads(line)], here)
+            lost = not _alive(here)
+            print(json.dumps({"figures": figures, "lost": lost}), file=answers)
+            if lost:
+                # The usual way out would ask the lost device to clean up.
+                answers.flush()
+                os._exit(3)
+
+
+def _run(case: Case, here: Context) -> Figures:
+    start = time.monotonic()
+    try:
+        figures = case.run(here)
+    except torch.OutOfMemoryError as error:
+        figures = {"status": "left out", "reason": f"out of memory: {_first_line(error)}"}
+    except Exception as error:
+        traceback.print_exc()
+        figures = {"status": "error", "reason": f"{type(error).__name__}: {_first_line(error)}"}
+    gc.collect()
+    return figures | {"seconds": round(time.monotonic() - start, 2)}
+
+
+def _alive(here: Context) -> bool:
+    if here.device.type != "cuda":
+        return True
+    try:
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        return bool(torch.ones(8, device=here.device).sum() == 8)
+    except RuntimeError:
+        traceback.print_exc()
+        return False
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")[:300]
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,97 @@
+"""A hash of what the kernels compute: it changes with their code, not with its comments, docstrings or line breaks.
+
+A committed measurement carries the hash of the kernels it was made with, so that a test can tell when it has gone
+stale. Hashed are the functions under a `jit` decorator, with every name of ours they use: module constants, and helpers
+from sibling files. Launchers are left out: how a kernel is tiled stands beside each figure.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["kernel_hashes", "source_hash"]
+
+KERNELS = Path(__file__).resolve().parent.parent / "kernels"
+_JIT = ("jit", "constexpr_function")
+
+
+def kernel_hashes(folder: Path = KERNELS) -> dict[str, str]:
+    """Module name ("attention_forward") to hash, for every file of `folder` that holds a kernel."""
+    found = {file.stem: source_hash(file.stem, folder) for file in sorted(folder.glob("*.py"))}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def source_hash(module: str, folder: Path = KERNELS) -> str | None:
+    """16 hexadecimal digits for the kernels of `folder`/`module`.py; None where it holds none."""
+    kernels = [node.name for node in _tree(folder, module).body if _is_jit(node) and isinstance(node, ast.FunctionDef)]
+    if not kernels:
+        return None
+    parts: dict[str, str] = {}
+    for name in kernels:
+        _collect(folder, module, name, parts)
+    text = "\n".join(f"{key} {parts[key]}" for key in sorted(parts))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _collect(folder: Path, module: str, name: str, parts: dict[str, str]) -> None:
+    """Add the definition of `name` in `module` to `parts`, and of every name of ours that it uses."""
+    key = f"{module}.{name}"
+    if key in parts:
+        return
+    for node in _tree(folder, module).body:
+        if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module:
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    _collect(folder, node.module, alias.name, parts)
+        elif (_is_jit(node) and getattr(node, "name", None) == name) or name in _assigned(node):
+            parts[key] = "".join(_spelled(node))
+            for used in sorted({part.id for part in ast.walk(node) if isinstance(part, ast.Name)} - {name}):
+                _collect(folder, module, used, parts)
+
+
+def _tree(folder: Path, module: str) -> ast.Module:
+    file = folder / f"{module}.py"
+    return ast.parse(file.read_text(encoding="utf-8")) if file.is_file() else ast.Module([], [])
+
+
+def _is_jit(node: ast.stmt) -> bool:
+    for decorator in getattr(node, "decorator_list", ()):
+        target = decorator.func if isinstance(decorator, ast.Call) else decorator
+        if ast.unparse(target).split(".")[-1] in _JIT:
+            return True
+    return False
+
+
+def _assigned(node: ast.stmt) -> set[str]:
+    if isinstance(node, ast.Assign):
+        return {target.id for target in node.targets if isinstance(target, ast.Name)}
+    if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+        return {node.target.id}
+    return set()
+
+
+def _spelled(node: object) -> Iterator[str]:
+    """The tree as text. Empty fields are left out: a newer Python has more of them, and the hash must be the same."""
+    if isinstance(node, ast.AST):
+        yield type(node).__name__
+        for field, value in ast.iter_fields(node):
+            if field == "body" and isinstance(value, list):
+                value = [part for part in value if not _is_docstring(part)]
+            if value is not None and value != []:
+                yield f"({field}="
+                yield from _spelled(value)
+                yield ")"
+    elif isinstance(node, list):
+        for part in node:
+            yield "["
+            yield from _spelled(part)
+            yield "]"
+    else:
+        yield repr(node)
+
+
+def _is_docstring(node: object) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)

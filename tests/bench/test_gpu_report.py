@@ -1,0 +1,216 @@
+"""`make gpu-report` without a GPU: the whole path as a dry run, and what it says where it cannot run."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from padless.bench import gpu_attention, gpu_candidates, gpu_correctness, gpu_profile
+from padless.bench.gpu_case import Context
+from padless.bench.gpu_markdown import render
+from padless.bench.kernel_hash import kernel_hashes
+
+
+def report(out: Path, *arguments: str, interpret: bool = True) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"TRITON_INTERPRET": "1"} if interpret else {}
+    command = [sys.executable, "-m", "padless.bench.gpu_report", "--out", str(out), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def dry(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report") / "made" / "here"
+    done = report(folder, "--dry")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(dry: Path) -> dict[str, Any]:
+    return json.loads((dry / "report.json").read_text())
+
+
+def test_it_leaves_three_files_and_no_partial_one(dry: Path) -> None:
+    assert {file.name for file in dry.iterdir()} == {"report.json", "report.md", "log.txt"}
+
+
+def test_every_case_of_every_part_is_sound(found: dict[str, Any]) -> None:
+    assert list(found["parts"]) == ["correctness", "attention", "candidates"]
+    for part in found["parts"].values():
+        assert part["complete"]
+        assert part["not_run"] == []
+        assert {name for name, figures in part["cases"].items() if figures["status"] != "ok"} == set()
+
+
+def test_every_kernel_was_checked_repeated_and_is_within_its_bound(found: dict[str, Any]) -> None:
+    cases = found["parts"]["correctness"]["cases"]
+    assert {name.split("/")[0] for name in cases} == {"attention", "decode", "rope", "embed", "trigram", "pool"}
+    for figures in cases.values():
+        assert 0.0 <= figures["of_bound"] <= 1.0
+        assert figures["repeats"] >= 2
+        assert figures["repeats_differ"] == 0
+    assert max(figures["of_bound"] for figures in cases.values()) > 0.0
+
+
+def test_it_says_what_it_ran_on(found: dict[str, Any]) -> None:
+    machine = found["machine"]
+    assert found["dry"] is True
+    assert machine["gpu"].startswith("none")
+    assert machine["torch"] == torch.__version__
+    assert re.fullmatch(r"\d+\.\d+\.\d+", machine["triton"])
+    assert set(found["kernel_hashes"]) == set(kernel_hashes())
+    assert all(re.fullmatch("[0-9a-f]{16}", value) for value in found["kernel_hashes"].values())
+
+
+def test_a_dry_run_shows_no_figure_that_looks_like_a_gpu_s(dry: Path, found: dict[str, Any]) -> None:
+    page = (dry / "report.md").read_text()
+    assert "not measured" in page
+    assert not re.search(r"[\d.]+ (TFLOP/s|GB/s|µs|%)", page)
+    for name, figures in found["parts"]["attention"]["cases"].items():
+        assert set(figures.get("timed", {}).values()) <= {None}, name
+        assert not {"ratio", "of_copy", "gemm_tflops"} & set(figures), name
+    # A peer that is missing is named, with the reason.
+    assert "torch varlen" in page
+    assert "needs a GPU" in page
+
+
+def test_a_second_run_keeps_what_is_there_and_adds_the_missing_part(dry: Path, tmp_path: Path) -> None:
+    known = json.loads((dry / "report.json").read_text())
+    known |= {"parts": {"candidates": known["parts"]["candidates"]}, "kernel_hashes": kernel_hashes()}
+    known["parts"]["candidates"]["cases"]["fp32 d16 full"]["reason"] = "kept from the first run"
+    (tmp_path / "report.json").write_text(json.dumps(known))
+    done = report(tmp_path, "--dry", "--parts", "candidates,profile")
+    assert done.returncode == 0, done.stderr
+    assert "candidates: its results are there already" in done.stdout
+    parts = json.loads((tmp_path / "report.json").read_text())["parts"]
+    assert parts["candidates"]["cases"]["fp32 d16 full"]["reason"] == "kept from the first run"
+    assert {figures["status"] for figures in parts["profile"]["cases"].values()} == {"left out"}
+    assert "a dry run" in (tmp_path / "report.md").read_text()
+
+
+def test_a_report_of_other_kernels_is_not_continued(dry: Path, tmp_path: Path) -> None:
+    known = json.loads((dry / "report.json").read_text())
+    known["kernel_hashes"]["rope"] = "0" * 16
+    text = json.dumps(known)
+    (tmp_path / "report.json").write_text(text)
+    done = report(tmp_path, "--dry")
+    assert done.returncode == 2
+    assert "a report of another kernel_hashes; name an empty folder" in done.stderr
+    assert (tmp_path / "report.json").read_text() == text
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"machine": 3}'])
+def test_a_file_that_is_no_report_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "report.json").write_text(content)
+    done = report(tmp_path, "--dry")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "expected a GPU report to continue" in done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU, on which it would run")
+def test_without_a_gpu_it_ends_in_one_line(tmp_path: Path) -> None:
+    done = report(tmp_path / "out", interpret=False)
+    assert done.returncode == 2
+    assert re.fullmatch(r"gpu_report: torch \S+ sees no GPU; .*DRY=1\n", done.stderr)
+    assert done.stdout == ""
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "interpret", "message"),
+    [
+        (("--dry",), False, "set TRITON_INTERPRET=1"),
+        ((), True, "TRITON_INTERPRET=1 is for a dry run"),
+        (("--dry", "--parts", "attention,nonsense"), True, "got nonsense"),
+        (("--dry", "--parts", ","), True, "got none"),
+        (("--dry", "--minutes", "0"), True, "expected more than 0"),
+    ],
+)
+def test_a_wrong_call_ends_in_one_line(
+    tmp_path: Path, arguments: tuple[str, ...], interpret: bool, message: str
+) -> None:
+    done = report(tmp_path, *arguments, interpret=interpret)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert message in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("gibibytes", [8, 24, 70])
+@pytest.mark.parametrize("part", [gpu_correctness, gpu_attention, gpu_candidates, gpu_profile])
+def test_the_cases_of_a_gpu_have_names_of_their_own(part: Any, gibibytes: int) -> None:
+    names = [case.name for case in part.cases(Context(torch.device("cpu"), False, gibibytes << 30))]
+    assert names
+    assert len(set(names)) == len(names)
+
+
+def test_what_was_measured_reads_as_measured() -> None:
+    """Figures worked out by hand, and a case of each unhappy kind."""
+
+    def timed(median: float, **rates: float) -> dict[str, Any]:
+        return {"us": {"median": median, "p20": median - 1, "p80": median + 1}, "host_us": 12.0, **rates}
+
+    equal = {
+        "status": "ok",
+        "target_tflops": 340.0,
+        "best_peer": "sdpa cudnn",
+        "ratio": 0.9,
+        "absent": {"flash-attn 3": "not installed"},
+        "timed": {"padless": timed(100.0, tflops=350.0, ratio=1.0), "sdpa cudnn": timed(90.0, tflops=388.9, ratio=0.9)},
+    }
+    window = {
+        "status": "ok",
+        "target_ratio": 1.5,
+        "best_peer": "flex",
+        "ratio": 1.1,
+        "absent": {"flash-attn 3": "not installed"},
+        "timed": {
+            "padless": timed(100.0, tflops=70.0, ratio=1.0),
+            "flex": timed(110.0, tflops=60.0, ratio=1.1),
+            "torch varlen": timed(160.0, tflops=50.0, ratio=1.6),
+        },
+    }
+    decode = {
+        "status": "ok",
+        "target_of_copy": 0.8,
+        "of_copy": 0.7,
+        "absent": {},
+        "timed": {"padless": timed(1000.0, gbps=2800.0, ratio=1.0)},
+    }
+    part = {"complete": False, "seconds": 3.0, "failure": "no process came up", "not_run": ["equal/8192"]}
+    cases = {
+        "ceilings": {"status": "ok", "gemm_tflops": 700.0, "copy_gbps": 4000.0},
+        "equal/512": equal,
+        "window/2048": window,
+        "decode/64": decode,
+        "bias/512": {"status": "error", "reason": "the process died with exit code -9"},
+    }
+    page = render(
+        {
+            "dry": False,
+            "written": "then",
+            "machine": {"gpu": "NVIDIA H200", "slug": "nvidia-h200"},
+            "kernel_hashes": {"rope": "0123"},
+            "parts": {"attention": {**part, "cases": cases}},
+        }
+    )
+    assert "# GPU report: NVIDIA H200" in page
+    assert "| equal/512 | 350 TFLOP/s | 50 % | sdpa cudnn | 0.90 | 340 TFLOP/s, met |" in page
+    # The target speaks of flash-attn and torch varlen; the best peer is another.
+    assert "| window/2048 | 70 TFLOP/s | 10 % | flex | 1.10 | 1.5 times, met |" in page
+    assert "| decode/64 | 2,800 GB/s | 70 % | a copy of as many bytes | 0.70 | 0.8 of the copy, missed |" in page
+    assert "| equal/512 | sdpa cudnn | 90.0 | 89.0 to 91.0 | 389 TFLOP/s | 12.0 | 0.9 |" in page
+    assert "- flash-attn 3, left out of 2: not installed" in page
+    assert "- **bias/512**: error: the process died with exit code -9" in page
+    assert "- **equal/8192**: not run for want of time" in page
+    assert "- **the part itself**: no process came up" in page
+    assert "**not complete**" in page
+    assert "dry run" not in page
