@@ -15,7 +15,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from ..engine.contract import Call
 from ..engine.errors import InputError
 from .attention_forward import attention_kernel
-from .launch import Config, launch, next_power_of_2
+from .launch import Config, channel_unit, launch, next_power_of_2
 from .relative_bias import bias_by_distance
 from .schedule import tile_list, tile_list_length
 
@@ -147,6 +147,7 @@ def forward(
         bias, reach = bias_by_distance(position_bias, bias_max_distance, bias_bidirectional)
     scale = head_dim**-0.5 if softmax_scale is None else softmax_scale
     block_d = max(next_power_of_2(head_dim), 16)
+    unit = channel_unit(q, k, v, out)
     arguments = {
         "q_ptr": q,
         "k_rows": k,
@@ -157,14 +158,14 @@ def forward(
         "cu_seqlens_q_ptr": cu_seqlens,
         "cu_seqlens_k_ptr": cu_seqlens if cu_seqlens_k is None else cu_seqlens_k,
         "tiles_ptr": tiles,
-        "stride_qt": q.stride(0),
-        "stride_qh": q.stride(1),
-        "stride_kt": k.stride(0),
-        "stride_kh": k.stride(1),
-        "stride_vt": v.stride(0),
-        "stride_vh": v.stride(1),
-        "stride_ot": out.stride(0),
-        "stride_oh": out.stride(1),
+        "stride_qt": q.stride(0) // unit,
+        "stride_qh": q.stride(1) // unit,
+        "stride_kt": k.stride(0) // unit,
+        "stride_kh": k.stride(1) // unit,
+        "stride_vt": v.stride(0) // unit,
+        "stride_vh": v.stride(1) // unit,
+        "stride_ot": out.stride(0) // unit,
+        "stride_oh": out.stride(1) // unit,
         "stride_lh": tokens,
         "stride_bh": 0 if bias is None else bias.stride(0),
         "num_heads": heads,
@@ -183,6 +184,7 @@ def forward(
     constants = {
         "HEAD_DIM": head_dim,
         "BLOCK_D": block_d,
+        "UNIT": unit,
         "HAS_TILES": listed,
         "HAS_LEFT": has_left,
         "HAS_RIGHT": has_right,

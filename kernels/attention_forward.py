@@ -39,7 +39,7 @@ LN_2 = tl.constexpr(math.log(2.0))
 @triton.jit
 def _load_rows(
     rows, stride_t, row, length, head, offs_d, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    EDGE: tl.constexpr, TMA: tl.constexpr,
+    UNIT: tl.constexpr, EDGE: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     """Rows `row … row + BLOCK_N` of a text's keys or values; zeros beyond `length` where EDGE says there may be some.
 
@@ -48,11 +48,10 @@ def _load_rows(
     if TMA:
         tile = rows.load([row, head, 0]).reshape(BLOCK_N, BLOCK_D)  # [BLOCK_N, BLOCK_D]
     else:
-        offs_n = tl.arange(0, BLOCK_N)
-        # The row as a number of its own: what stays the same from tile to tile is computed once.
-        pointers = rows + row.to(tl.int64) * stride_t + (offs_n.to(tl.int64)[:, None] * stride_t + offs_d[None, :])
+        offs_n = row + tl.arange(0, BLOCK_N)
+        pointers = rows + offs_n.to(tl.int64)[:, None] * stride_t * UNIT + offs_d[None, :]
         if EDGE:
-            mask = (row + offs_n < length)[:, None] & (offs_d < HEAD_DIM)[None, :]
+            mask = (offs_n < length)[:, None] & (offs_d < HEAD_DIM)[None, :]
             tile = tl.load(pointers, mask=mask, other=0.0)  # [BLOCK_N, BLOCK_D]
         elif HEAD_DIM == BLOCK_D:
             tile = tl.load(pointers)  # [BLOCK_N, BLOCK_D]
@@ -65,9 +64,9 @@ def _load_rows(
 def _over_keys(
     acc, total, peak, q, k_rows, v_rows, bias_ptr, far_bias, stride_kt, stride_vt, begin_k, length_k, head_k, offs_d,
     places, earliest, latest, from_n, to_n, scale, reach,
-    HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, EDGE: tl.constexpr, BIAS: tl.constexpr,
-    HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, SCALE_FIRST: tl.constexpr, TMA: tl.constexpr,
-    PRECISION: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, UNIT: tl.constexpr, EDGE: tl.constexpr,
+    BIAS: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, SCALE_FIRST: tl.constexpr,
+    TMA: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Take in the keys from `from_n` to `to_n`, BLOCK_N at a time.
 
@@ -78,7 +77,7 @@ def _over_keys(
         if TMA:
             row += begin_k
         k = _load_rows(
-            k_rows, stride_kt, row, length_k, head_k, offs_d, HEAD_DIM, BLOCK_N, BLOCK_D, EDGE, TMA
+            k_rows, stride_kt, row, length_k, head_k, offs_d, HEAD_DIM, BLOCK_N, BLOCK_D, UNIT, EDGE, TMA
         )  # [BLOCK_N, BLOCK_D]
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
         offs_n = start + tl.arange(0, BLOCK_N)
@@ -111,7 +110,7 @@ def _over_keys(
         total = tl.fma(total, rescale, tl.sum(p, 1))
         acc = acc * rescale[:, None]
         v = _load_rows(
-            v_rows, stride_vt, row, length_k, head_k, offs_d, HEAD_DIM, BLOCK_N, BLOCK_D, EDGE, TMA
+            v_rows, stride_vt, row, length_k, head_k, offs_d, HEAD_DIM, BLOCK_N, BLOCK_D, UNIT, EDGE, TMA
         )  # [BLOCK_N, BLOCK_D]
         if EDGE and TMA:
             # What the descriptor reads beyond the text is another text's, and 0 * inf would be NaN.
@@ -126,11 +125,12 @@ def attention_kernel(
     q_ptr, k_rows, v_rows, out_ptr, lse_ptr, bias_ptr, cu_seqlens_q_ptr, cu_seqlens_k_ptr, tiles_ptr,
     stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh, stride_ot, stride_oh, stride_lh, stride_bh,
     num_heads, group, blocks_per_text, scale, left, right, reach,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, UNIT: tl.constexpr,
     HAS_TILES: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, HAS_INSIDE: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_LSE: tl.constexpr, SCALE_FIRST: tl.constexpr, TMA: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
+    """One tile of one head. Strides of q, k, v and out count UNIT channels; what the tile reads, see above."""
     program = tl.program_id(0)
     head = program % num_heads
     tile = program // num_heads
@@ -161,12 +161,14 @@ def attention_kernel(
     rows_m = begin_q.to(tl.int64) + block.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     mask = mask_m[:, None] & (offs_d < HEAD_DIM)[None, :]
     q = tl.load(
-        q_ptr + rows_m[:, None] * stride_qt + head.to(tl.int64) * stride_qh + offs_d[None, :], mask=mask, other=0.0
+        q_ptr + (rows_m[:, None] * stride_qt + head.to(tl.int64) * stride_qh) * UNIT + offs_d[None, :],
+        mask=mask,
+        other=0.0,
     )  # [BLOCK_M, BLOCK_D]
     head_k = head // group
     if not TMA:
-        k_rows += begin_k.to(tl.int64) * stride_kt + head_k.to(tl.int64) * stride_kh
-        v_rows += begin_k.to(tl.int64) * stride_vt + head_k.to(tl.int64) * stride_vh
+        k_rows += (begin_k.to(tl.int64) * stride_kt + head_k.to(tl.int64) * stride_kh) * UNIT
+        v_rows += (begin_k.to(tl.int64) * stride_vt + head_k.to(tl.int64) * stride_vh) * UNIT
     far_left = 0.0
     far_right = 0.0
     if HAS_BIAS:
@@ -205,8 +207,8 @@ def attention_kernel(
     if HAS_LEFT and HAS_INSIDE:
         acc, total, peak = _over_keys(
             acc, total, peak, q, k_rows, v_rows, bias_ptr, 0.0, stride_kt, stride_vt, begin_k, length_k, head_k, offs_d,
-            places, earliest, latest, lo, tl.minimum(inside, hi), scale, reach, HEAD_DIM, BLOCK_N, BLOCK_D, True, NEAR,
-            HAS_LEFT, HAS_RIGHT, SCALE_FIRST, TMA, PRECISION,
+            places, earliest, latest, lo, tl.minimum(inside, hi), scale, reach, HEAD_DIM, BLOCK_N, BLOCK_D, UNIT, True,
+            NEAR, HAS_LEFT, HAS_RIGHT, SCALE_FIRST, TMA, PRECISION,
         )  # fmt: skip
     if HAS_INSIDE:
         near = inside
@@ -220,29 +222,29 @@ def attention_kernel(
             acc, total, peak = _over_keys(
                 acc, total, peak, q, k_rows, v_rows, bias_ptr, far_left, stride_kt, stride_vt, begin_k, length_k,
                 head_k, offs_d, places, earliest, latest, inside, near, scale, reach, HEAD_DIM, BLOCK_N, BLOCK_D,
-                False, "far", HAS_LEFT, HAS_RIGHT, SCALE_FIRST, TMA, PRECISION,
+                UNIT, False, "far", HAS_LEFT, HAS_RIGHT, SCALE_FIRST, TMA, PRECISION,
             )  # fmt: skip
         acc, total, peak = _over_keys(
             acc, total, peak, q, k_rows, v_rows, bias_ptr, 0.0, stride_kt, stride_vt, begin_k, length_k, head_k, offs_d,
-            places, earliest, latest, near, beyond, scale, reach, HEAD_DIM, BLOCK_N, BLOCK_D, False, NEAR,
+            places, earliest, latest, near, beyond, scale, reach, HEAD_DIM, BLOCK_N, BLOCK_D, UNIT, False, NEAR,
             HAS_LEFT, HAS_RIGHT, SCALE_FIRST, TMA, PRECISION,
         )  # fmt: skip
         if HAS_BIAS:
             acc, total, peak = _over_keys(
                 acc, total, peak, q, k_rows, v_rows, bias_ptr, far_right, stride_kt, stride_vt, begin_k, length_k,
                 head_k, offs_d, places, earliest, latest, beyond, outside, scale, reach, HEAD_DIM, BLOCK_N, BLOCK_D,
-                False, "far", HAS_LEFT, HAS_RIGHT, SCALE_FIRST, TMA, PRECISION,
+                UNIT, False, "far", HAS_LEFT, HAS_RIGHT, SCALE_FIRST, TMA, PRECISION,
             )  # fmt: skip
     acc, total, peak = _over_keys(
         acc, total, peak, q, k_rows, v_rows, bias_ptr, 0.0, stride_kt, stride_vt, begin_k, length_k, head_k, offs_d,
-        places, earliest, latest, outside, hi, scale, reach, HEAD_DIM, BLOCK_N, BLOCK_D, True, NEAR,
+        places, earliest, latest, outside, hi, scale, reach, HEAD_DIM, BLOCK_N, BLOCK_D, UNIT, True, NEAR,
         HAS_LEFT, HAS_RIGHT, SCALE_FIRST, TMA, PRECISION,
     )  # fmt: skip
 
     # A query that saw nothing has a sum of 0 and gives zeros.
     out = acc / tl.where(total == 0.0, 1.0, total)[:, None]
     tl.store(
-        out_ptr + rows_m[:, None] * stride_ot + head.to(tl.int64) * stride_oh + offs_d[None, :],
+        out_ptr + (rows_m[:, None] * stride_ot + head.to(tl.int64) * stride_oh) * UNIT + offs_d[None, :],
         out.to(out_ptr.dtype.element_ty),
         mask=mask,
     )
