@@ -23,7 +23,7 @@ the second kernel leaves it alone; it is not started where no sequence may need 
 end after one load. Rows beyond a length are not read.
 
 Bytes of a sequence of L keys: `2 L heads_k d itemsize` of K and V, once; splits add `8 heads (d + 2)` for each SPLIT
-keys: 1.6 % at d = 64 in bf16 with SPLIT = 256 and no heads shared. FLOPs: `4 L heads d`, on tiles `64 L heads_k d` for
+keys: 0.8 % at d = 64 in bf16 with SPLIT = 256 and no heads shared. FLOPs: `4 L heads d`, on tiles `64 L heads_k d` for
 up to 16 heads a K/V head: 16 a byte in bf16, so memory is the bound on everything with tensor cores; see
 docs/kernels.md.
 """
@@ -97,6 +97,9 @@ def _split_kernel(
     )  # [BLOCK_M, BLOCK_D]
     k_rows = k_ptr + ((start + begin) * stride_kt + head_k * stride_kh) * UNIT
     v_rows = v_ptr + ((start + begin) * stride_vt + head_k * stride_vh) * UNIT
+    bias_rows = bias_ptr
+    if HAS_BIAS:
+        bias_rows += heads[:, None] * stride_bh
     nearest = begin.to(tl.int32)
     if HAS_POSITIONS:
         nearest -= tl.load(positions_ptr + sequence).to(tl.int32)
@@ -116,9 +119,7 @@ def _split_kernel(
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale  # [BLOCK_M, BLOCK_N]
         if HAS_BIAS:
             column = tl.minimum(tl.maximum(nearest + offs_n, -reach), reach) + reach
-            bias = tl.load(
-                bias_ptr + heads[:, None] * stride_bh + column[None, :], mask=mask_m[:, None], other=0.0
-            )  # [BLOCK_M, BLOCK_N]
+            bias = tl.load(bias_rows + column[None, :], mask=mask_m[:, None], other=0.0)  # [BLOCK_M, BLOCK_N]
             scores += bias.to(tl.float32)
         scores = tl.where(mask_n[None, :], scores, float("-inf"))
         highest_new = tl.maximum(highest, tl.max(scores, 1))
@@ -190,10 +191,15 @@ def _reduce_kernel(
 
 
 def default_config(call: Call) -> Config:
-    """Tiling where nothing was measured: 16 KiB a stage for K and V together, so that several programs share an SM."""
+    """Tiling where nothing was measured: 16 KiB a stage for K and V together, so that several programs share an SM.
+
+    With a bias tiles are smaller, for the addresses it is gathered from take registers too.
+    """
     width = max(next_power_of_2(call.head_dim or 64), 16)
     itemsize = 4 if call.dtype == torch.float32 else 2
     keys = min(max(8192 // (width * itemsize), 16), 128)
+    if call.bias == "t5":
+        keys = max(keys // 2, 64 // itemsize)
     stages = 3 if keys * width * itemsize <= 8192 else 2
     return Config.of(num_warps=4, num_stages=stages, SPLIT=256, BLOCK_M=16, BLOCK_N=keys)
 
@@ -252,7 +258,7 @@ def decode_attention(
     if sequences == 0 or max_length == 0:
         out.zero_()
         return out if lse is None else (out, lse.fill_(-torch.inf))
-    config = _config(head_dim, q.dtype) if config is None else config
+    config = _config(head_dim, q.dtype, position_bias is not None) if config is None else config
     splits = -(-max_length // config["SPLIT"])
     # One split is finished at once: nothing is kept, and the same compiled kernel runs.
     kept = splits if splits > 1 else 0
@@ -300,8 +306,9 @@ def decode_attention(
 
 
 @functools.cache
-def _config(head_dim: int, dtype: torch.dtype) -> Config:
-    return default_config(Call("decode_attention", "cuda", dtype, head_dim=head_dim))
+def _config(head_dim: int, dtype: torch.dtype, has_bias: bool) -> Config:
+    bias = "t5" if has_bias else "none"
+    return default_config(Call("decode_attention", "cuda", dtype, head_dim=head_dim, bias=bias))
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
