@@ -16,6 +16,7 @@ from ..engine.contract import Call
 from ..engine.errors import InputError
 from .attention_forward import attention_kernel
 from .launch import Config, channel_unit, launch, next_power_of_2
+from .registration import traceable
 from .relative_bias import bias_by_distance
 from .schedule import tile_list, tile_list_length
 
@@ -72,6 +73,7 @@ def unsupported(call: Call) -> list[str]:
     return reasons
 
 
+@traceable("varlen_attention")
 def varlen_attention(
     q: Tensor,
     k: Tensor,

@@ -32,6 +32,7 @@ from torch import Tensor
 from ..engine.contract import Call
 from .launch import Config, launch, next_power_of_2
 from .limits import dtype_reasons, hidden_reasons
+from .registration import traceable
 
 __all__ = ["CANDIDATES", "default_config", "embed", "unsupported"]
 
@@ -95,6 +96,7 @@ def unsupported(call: Call) -> list[str]:
     return dtype_reasons(call) + hidden_reasons(call)
 
 
+@traceable("embed")
 def embed(
     input_ids: Tensor,
     position_ids: Tensor,

@@ -43,6 +43,7 @@ from torch import Tensor
 from ..engine.contract import Call
 from .launch import Config, launch, next_power_of_2
 from .limits import dtype_reasons, hidden_reasons
+from .registration import traceable
 from .texts import text_at
 
 __all__ = ["CANDIDATES", "default_config", "pool", "unsupported"]
@@ -218,6 +219,7 @@ def pool(
     hidden: Tensor, cu_seqlens: Tensor, *, mode: str, skip: int = 0, normalize: bool = False,
     return_finite: Literal[True], config: Config | None = None,
 ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+@traceable("pool")
 def pool(
     hidden: Tensor,
     cu_seqlens: Tensor,

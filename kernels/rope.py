@@ -31,6 +31,7 @@ from torch import Tensor
 from ..engine.contract import Call
 from .launch import Config, launch, next_power_of_2
 from .limits import dtype_reasons
+from .registration import traceable
 
 __all__ = ["CANDIDATES", "default_config", "rope", "unsupported"]
 
@@ -104,6 +105,7 @@ def unsupported(call: Call) -> list[str]:
     return reasons
 
 
+@traceable("rope")
 def rope(
     q: Tensor, k: Tensor, rows: Tensor, cos: Tensor, sin: Tensor, *, config: Config | None = None
 ) -> tuple[Tensor, Tensor]:

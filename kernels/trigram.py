@@ -29,6 +29,7 @@ from torch import Tensor
 from ..engine.contract import Call
 from .launch import Config, launch, next_power_of_2
 from .limits import dtype_reasons, hidden_reasons
+from .registration import traceable
 from .texts import text_at
 
 __all__ = ["CANDIDATES", "default_config", "trigram", "unsupported"]
@@ -79,6 +80,7 @@ def unsupported(call: Call) -> list[str]:
     return dtype_reasons(call) + hidden_reasons(call)
 
 
+@traceable("trigram")
 def trigram(input_ids: Tensor, cu_seqlens: Tensor, word: Tensor, *, config: Config | None = None) -> Tensor:
     """As `engine/ops/trigram.py`, in fp32, fp16 or bf16; ids are not checked.
 
