@@ -41,6 +41,7 @@ from torch import Tensor
 from ..engine.contract import Call
 from ..engine.errors import InputError
 from .launch import Config, launch, next_power_of_2
+from .registration import traceable
 from .relative_bias import bias_by_distance
 
 __all__ = ["CANDIDATES", "decode_attention", "default_config", "unsupported"]
@@ -225,6 +226,7 @@ def unsupported(call: Call) -> list[str]:
     return reasons
 
 
+@traceable("decode_attention")
 def decode_attention(
     q: Tensor,
     k: Tensor,
