@@ -77,12 +77,12 @@ def embed_kernel(
 
 
 def default_config(call: Call) -> Config:
-    """Tiling where nothing was measured: up to 32 channels a thread, one row at least; 16 of rows that need more warps.
+    """Tiling where nothing was measured: up to 32 channels a thread, one row at least; fewer of rows that are wide.
 
     What is summed within a row depends on `hidden` alone, never on the number of tokens.
     """
     width = next_power_of_2(call.hidden or 768)
-    return Config.of(num_warps=max(width // 512, 4), num_stages=1, BLOCK_M=max(4096 // width, 1))
+    return Config.of(num_warps=min(max(width // 256, 4), 16), num_stages=1, BLOCK_M=max(4096 // width, 1))
 
 
 CANDIDATES = tuple(

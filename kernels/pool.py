@@ -186,13 +186,13 @@ def pool_join_kernel(
 
 
 def default_config(call: Call) -> Config:
-    """Tiling where nothing was measured: parts of 128 tokens, and 32 sums a thread.
+    """Tiling where nothing was measured: parts of 128 tokens, read 32 KiB at a time.
 
     A part waits for memory 128 / BLOCK_N times, whatever else runs: hence tiles as high as many warps can hold. Both
-    numbers decide the order of the sums; they depend on `hidden` alone, never on the number of tokens or texts.
+    numbers decide the order of the sums; they depend on width and dtype, never on the number of tokens or texts.
     """
-    rows = min(max(16384 // next_power_of_2(call.hidden or 768), 1), 128)
-    return Config.of(num_warps=16, num_stages=1, SPLIT=128, BLOCK_N=rows)
+    rows = 32768 // (next_power_of_2(call.hidden or 768) * call.dtype.itemsize)
+    return Config.of(num_warps=16, num_stages=1, SPLIT=128, BLOCK_N=min(max(rows, 1), 128))
 
 
 CANDIDATES = tuple(
