@@ -55,6 +55,29 @@ def test_a_dot_of_known_integers_is_exact(dtype: torch.dtype) -> None:
     assert torch.equal(out, (a @ b.T).float())
 
 
+@triton.jit
+def _tall_dot_kernel(a_ptr, b_ptr, out_ptr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr):
+    rows, columns, inner = tl.arange(0, M), tl.arange(0, N), tl.arange(0, K)
+    rows += tl.program_id(0) * M
+    a = tl.load(a_ptr + rows[:, None] * K + inner[None, :])
+    b = tl.load(b_ptr + inner[:, None] * N + columns[None, :])
+    product = tl.dot(a, b, tl.zeros([M, N], tl.float32), input_precision="ieee")
+    tl.store(out_ptr + rows[:, None] * N + columns[None, :], product)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("inner", [16, 64, 256])
+def test_a_row_of_a_dot_has_the_same_bits_however_many_rows_there_are(dtype: torch.dtype, inner: int) -> None:
+    generator = torch.Generator().manual_seed(2)
+    a, b = torch.randn(128, inner, generator=generator).to(dtype), torch.randn(inner, 64, generator=generator).to(dtype)
+    results = []
+    for rows in (16, 32, 128):
+        results.append(torch.empty(128, 64))
+        run(_tall_dot_kernel, a, b, results[-1], grid=128 // rows, M=rows, N=64, K=inner)
+        assert torch.equal(results[-1], results[0])
+    torch.testing.assert_close(results[0].double(), a.double() @ b.double(), rtol=0, atol=1e-4)
+
+
 def test_a_cast_to_bf16_rounds_to_nearest_and_ties_to_even() -> None:
     # 1 + 2^-8 lies half way between 1 and 1 + 2^-7, 1 + 3 * 2^-8 half way between 1 + 2^-7 and 1 + 2^-6.
     tie, odd_tie, up, down = 1 + 2.0**-8, 1 + 3 * 2.0**-8, 1 + 2.0**-8 + 2.0**-23, 1 + 2.0**-8 - 2.0**-23
@@ -155,10 +178,17 @@ def _masked_infinities_kernel(x_ptr, out_ptr):
     tl.store(out_ptr + offs, tl.where(offs < 8, x - x, 1.0 / (x * 0.0)))
 
 
+@triton.jit
+def _maximum_kernel(x_ptr, out_ptr):
+    tl.store(out_ptr, tl.max(tl.load(x_ptr + tl.arange(0, 16)), 0))
+
+
 def test_a_kernel_warns_of_nan_no_more_than_a_gpu_does() -> None:
     out = torch.empty(16)
     run(_masked_infinities_kernel, torch.full((16,), torch.inf), out)
     assert out.isnan().all()
+    run(_maximum_kernel, out, out[:1])
+    assert out[:1].isnan().all()
 
 
 @triton.jit
