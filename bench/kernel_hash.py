@@ -26,35 +26,44 @@ def kernel_hashes(folder: Path = KERNELS) -> dict[str, str]:
 
 def source_hash(module: str, folder: Path = KERNELS) -> str | None:
     """16 hexadecimal digits for the kernels of `folder`/`module`.py; None where it holds none."""
-    kernels = [node.name for node in _tree(folder, module).body if _is_jit(node) and isinstance(node, ast.FunctionDef)]
+    sources = _Sources(folder)
+    kernels = [node.name for node in sources[module].body if _is_jit(node) and isinstance(node, ast.FunctionDef)]
     if not kernels:
         return None
     parts: dict[str, str] = {}
     for name in kernels:
-        _collect(folder, module, name, parts)
+        _collect(sources, module, name, parts)
     text = "\n".join(f"{key} {parts[key]}" for key in sorted(parts))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _collect(folder: Path, module: str, name: str, parts: dict[str, str]) -> None:
+class _Sources(dict[str, ast.Module]):
+    """The parsed files of a folder by module name, each read once; a module that is not there is empty."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+
+    def __missing__(self, module: str) -> ast.Module:
+        file = self._folder / f"{module}.py"
+        self[module] = ast.parse(file.read_text(encoding="utf-8")) if file.is_file() else ast.Module([], [])
+        return self[module]
+
+
+def _collect(sources: _Sources, module: str, name: str, parts: dict[str, str]) -> None:
     """Add the definition of `name` in `module` to `parts`, and of every name of ours that it uses."""
     key = f"{module}.{name}"
     if key in parts:
         return
-    for node in _tree(folder, module).body:
+    for node in sources[module].body:
         if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module:
             for alias in node.names:
                 if (alias.asname or alias.name) == name:
-                    _collect(folder, node.module, alias.name, parts)
+                    _collect(sources, node.module, alias.name, parts)
         elif (_is_jit(node) and getattr(node, "name", None) == name) or name in _assigned(node):
             parts[key] = "".join(_spelled(node))
             for used in sorted({part.id for part in ast.walk(node) if isinstance(part, ast.Name)} - {name}):
-                _collect(folder, module, used, parts)
-
-
-def _tree(folder: Path, module: str) -> ast.Module:
-    file = folder / f"{module}.py"
-    return ast.parse(file.read_text(encoding="utf-8")) if file.is_file() else ast.Module([], [])
+                _collect(sources, module, used, parts)
 
 
 def _is_jit(node: ast.stmt) -> bool:

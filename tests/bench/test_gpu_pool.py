@@ -68,9 +68,8 @@ def results(folder: Path, *, workers: int, limit: float, seconds: float = 300.0,
     return found, left
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_a_worker_that_is_lost_costs_its_own_case(part: Path, workers: int) -> None:
-    found, left = results(part, workers=workers, limit=4.0)
+def test_a_worker_that_is_lost_costs_its_own_case(part: Path) -> None:
+    found, left = results(part, workers=2, limit=4.0)
     assert left == []
     states = {name: figures["status"] for name, figures in found.items()}
     wrong = {"raises", "dies", "hangs", "loses_the_device"}
@@ -88,7 +87,7 @@ def test_a_worker_that_is_lost_costs_its_own_case(part: Path, workers: int) -> N
 def test_what_has_a_result_is_not_run_again(part: Path) -> None:
     others = tuple(f"heavy {place}" for place in range(3))
     done = ("raises", "dies", "hangs", "loses_the_device", "fine", *others)
-    found, left = results(part, workers=2, limit=60.0, finished=done)
+    found, left = results(part, workers=1, limit=60.0, finished=done)
     assert (set(found), left) == ({"fine again", "fine at last"}, [])
 
 
