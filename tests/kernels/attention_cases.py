@@ -27,6 +27,7 @@ __all__ = [
     "Kind",
     "attend",
     "check",
+    "combinations",
     "mixed",
     "operands_of",
     "options_of",
@@ -166,6 +167,16 @@ def mixed(cases: Iterable[Case], **axes: Sequence[Any]) -> list[Case]:
         generator.shuffle(column)
         cases = [replace(case, **{name: value}) for case, value in zip(cases, column, strict=True)]
     return cases
+
+
+def combinations(*axes: Sequence[Any], every: int) -> list[Any]:
+    """Parameters of a test with several: all combinations, of which every run takes one of `every`, at random."""
+    rows = list(itertools.product(*axes))
+    chosen = set(random.Random(0).sample(range(len(rows)), -(-len(rows) // every)))
+    return [
+        pytest.param(*row, id="-".join(map(_short, row)), marks=() if index in chosen else pytest.mark.grid)
+        for index, row in enumerate(rows)
+    ]
 
 
 def parameters(cases: Sequence[Case], *, every: int = 1) -> list[Any]:
