@@ -34,8 +34,14 @@ def _triton(target: str) -> Impl:
 TABLE: dict[str, tuple[Impl, ...]] = {
     "attention": (
         _triton("attention:varlen_attention"),
+        Impl("flash_attn", f"{_OPS}.flash:varlen_attention", Requires("cuda", sm=80)),
+        Impl("torch_varlen", f"{_OPS}.torch_varlen:varlen_attention", Requires("cuda", sm=80)),
         Impl("cpu", f"{_OPS}.cpu.attention:varlen_attention", Requires("cpu")),
         Impl("eager", f"{_OPS}.attention:varlen_attention", differentiable=True, deterministic=True),
+    ),
+    "decode_attention": (
+        _triton("decode:decode_attention"),
+        Impl("eager", f"{_OPS}.decode:decode_attention", differentiable=True, deterministic=True),
     ),
     "linear": (
         Impl("cpu", f"{_OPS}.cpu.linear:linear", Requires("cpu")),
@@ -44,10 +50,22 @@ TABLE: dict[str, tuple[Impl, ...]] = {
     "norm": (Impl("eager", f"{_OPS}.norm:layer_norm", differentiable=True, deterministic=True),),
     "rms_norm": (Impl("eager", f"{_OPS}.norm:rms_norm", differentiable=True, deterministic=True),),
     "no_norm": (Impl("eager", f"{_OPS}.norm:no_norm", differentiable=True, deterministic=True),),
-    "embed": (Impl("eager", f"{_OPS}.embed:embed", differentiable=True, deterministic=True),),
-    "trigram": (Impl("eager", f"{_OPS}.trigram:trigram", differentiable=True, deterministic=True),),
-    "rope": (Impl("eager", f"{_OPS}.rope:rope", differentiable=True, deterministic=True),),
-    "pool": (Impl("eager", f"{_OPS}.pool:pool", differentiable=True, deterministic=True),),
+    "embed": (
+        _triton("embed:embed"),
+        Impl("eager", f"{_OPS}.embed:embed", differentiable=True, deterministic=True),
+    ),
+    "trigram": (
+        _triton("trigram:trigram"),
+        Impl("eager", f"{_OPS}.trigram:trigram", differentiable=True, deterministic=True),
+    ),
+    "rope": (
+        _triton("rope:rope"),
+        Impl("eager", f"{_OPS}.rope:rope", differentiable=True, deterministic=True),
+    ),
+    "pool": (
+        _triton("pool:pool"),
+        Impl("eager", f"{_OPS}.pool:pool", differentiable=True, deterministic=True),
+    ),
 }
 
 
@@ -155,7 +173,10 @@ def explain(resolutions: Iterable[Resolution]) -> str:
         call = resolution.call
         op = call.op if call.epilogue in (None, "none") else f"{call.op} + {'gated ' * call.gated}{call.epilogue}"
         dtype = str(call.dtype).removeprefix("torch.")
-        rejected = " | ".join(f"{name}: {'; '.join(reasons)}" for name, reasons in resolution.rejected)
+        names: dict[tuple[str, ...], list[str]] = {}
+        for name, reasons in resolution.rejected:
+            names.setdefault(reasons, []).append(name)
+        rejected = " | ".join(f"{', '.join(rows)}: {'; '.join(reasons)}" for reasons, rows in names.items())
         row = (op, resolution.impl.name, dtype, resolution.config_source, rejected or "-")
         counts[row] = counts.get(row, 0) + 1
     rows = [(op, impl, dtype, str(count), *rest) for (op, impl, dtype, *rest), count in counts.items()]

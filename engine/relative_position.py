@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor
 
+from .errors import OptionError
+
 __all__ = ["bucket_table", "relative_position_bucket"]
 
 
@@ -24,6 +26,9 @@ def relative_position_bucket(distance: Tensor, num_buckets: int, max_distance: i
 
     Returns:
         int64 bucket indices of `distance`'s shape, in `[0, num_buckets)`.
+
+    Raises:
+        OptionError: `max_distance` lies among the distances that have a bucket of their own.
     """
     first = torch.zeros_like(distance)
     if bidirectional:
@@ -33,6 +38,10 @@ def relative_position_bucket(distance: Tensor, num_buckets: int, max_distance: i
     else:
         distance = -distance.clamp(max=0)
     exact = num_buckets // 2
+    if max_distance <= exact:
+        raise OptionError(
+            f"bias_max_distance: expected more than {exact}, the buckets of one distance, got {max_distance}"
+        )
     # The logarithm is taken in fp32 on purpose: trained models have their bucket borders where fp32 puts them.
     far = torch.log(distance.clamp(min=1).float() / exact) / math.log(max_distance / exact) * (num_buckets - exact)
     far = (exact + far.long()).clamp(max=num_buckets - 1)

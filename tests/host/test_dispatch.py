@@ -191,7 +191,7 @@ def test_triton_on_a_cpu_raises_with_every_reason_at_once() -> None:
 
 
 def test_a_named_backend_leaves_ops_without_such_a_row_to_the_next() -> None:
-    for op in ("linear", "norm", "embed", "pool"):
+    for op in ("linear", "norm", "rms_norm", "no_norm"):
         resolution = resolve(call(op, "cuda", sm=90), "triton")
         assert reasons(resolution, "triton") == (f"op {op} has no row of this name",)
         assert resolution.impl.name == "eager"
@@ -202,6 +202,8 @@ def test_a_named_backend_passes_over_better_rows_and_says_so() -> None:
     assert resolution.impl.name == "eager"
     assert resolution.rejected == (
         ("triton", ("backend='eager' was asked for",)),
+        ("flash_attn", ("backend='eager' was asked for",)),
+        ("torch_varlen", ("backend='eager' was asked for",)),
         ("cpu", ("backend='eager' was asked for",)),
     )
 
@@ -306,7 +308,7 @@ def test_explain_prints_a_table_that_lines_up() -> None:
             "float32",
             "1",
             "none",
-            "triton: needs device cuda, got cpu; needs sm_80 or newer, got no GPU",
+            "triton, flash_attn, torch_varlen: needs device cuda, got cpu; needs sm_80 or newer, got no GPU",
         ],
     ]
     column = lines[0].index("implementation")

@@ -28,6 +28,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "dispatch": ("engine.dispatch",),
     "bind": ("engine.ops.bind",),
     "cpu": ("engine.ops.cpu", "engine.ops.cpu.*"),
+    "rows": ("engine.ops.flash", "engine.ops.flash_limits", "engine.ops.torch_varlen"),
     "ops": ("engine.ops", "engine.ops.*"),
     "weights": (
         "engine.weights",
@@ -71,6 +72,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "dispatch": ("contract",),
     "bind": ("contract", "dispatch"),
     "cpu": ("contract", "ops"),
+    "rows": ("contract",),
     "ops": ("contract",),
     "weights": ("data",),
     "folder": ("data", "hub"),
@@ -86,6 +88,8 @@ ARROWS: dict[str, tuple[str, ...]] = {
 # Packages of others that only some layers may touch.
 ONLY_IN: dict[str, tuple[str, ...]] = {
     "triton": ("kernels", "search", "bench"),
+    "flash_attn": ("rows", "bench"),
+    "flash_attn_interface": ("rows", "bench"),
     "transformers": ("bench",),
     "sentence_transformers": ("bench",),
     "openvino": ("bench",),
