@@ -40,20 +40,18 @@ def default_config(call: Call) -> Config:
     has_bias = call.bias == "t5"
     if call.dtype == torch.float32:
         # Products in full fp32 run on the ordinary cores, with both operands in registers.
-        if width <= 64:
-            return Config.of(num_warps=8, num_stages=2, BLOCK_M=32 if has_bias else 64, BLOCK_N=32)
-        if width == 128:
-            return Config.of(num_warps=8, num_stages=1 if has_bias else 2, BLOCK_M=32, BLOCK_N=16)
-        return Config.of(num_warps=8, num_stages=1, BLOCK_M=16, BLOCK_N=16)
-    if width <= 64:
-        return Config.of(num_warps=8, num_stages=3, BLOCK_M=128, BLOCK_N=64)
-    if has_bias or (width == 256 and call.sm not in (90, 100)):
-        return Config.of(num_warps=8, num_stages=2, BLOCK_M=64, BLOCK_N=32)
-    return Config.of(num_warps=8, num_stages=2, BLOCK_M=128, BLOCK_N=64 if width == 128 else 32)
+        rows, keys = (64, 32) if width <= 32 else (32, 32) if width == 64 else (16, 16)
+        return Config.of(num_warps=8, num_stages=2, max_registers=255, BLOCK_M=rows, BLOCK_N=keys)
+    if call.sm in (90, 100):
+        rows, keys = (128, 64 if width <= 128 else 32) if not has_bias or width <= 64 else (64, 32)
+    else:
+        # The tensor cores of the others read both operands from registers, and sm_86, 89 and 120 have 99 KiB shared.
+        rows, keys = (128 if width <= 64 else 64, 32 if width <= 128 else 16)
+    return Config.of(num_warps=8, num_stages=3 if width <= 64 else 2, max_registers=255, BLOCK_M=rows, BLOCK_N=keys)
 
 
 CANDIDATES = tuple(
-    Config.of(num_warps=warps, num_stages=stages, BLOCK_M=rows, BLOCK_N=keys, TMA=tma)
+    Config.of(warps, stages, 255, BLOCK_M=rows, BLOCK_N=keys, TMA=tma)
     for rows, warps in ((64, 4), (128, 4), (128, 8))
     for keys in (32, 64, 128)
     for stages in (2, 3, 4)

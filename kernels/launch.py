@@ -25,16 +25,28 @@ class Config:
         blocks: names and values of the tile sizes, constants of the kernel: `(("BLOCK_M", 128), ("BLOCK_N", 64))`.
         num_warps: warps of 32 threads a program has.
         num_stages: tiles in flight between memory and the tensor cores.
+        max_registers: registers a thread may have. Without a bound ptxas makes one up for the sake of more programs at
+            once, and moves a few values to memory where there was room for them; None leaves that to it.
     """
 
     blocks: tuple[tuple[str, int], ...]
     num_warps: int = 4
     num_stages: int = 2
+    max_registers: int | None = None
 
     @classmethod
-    def of(cls, num_warps: int = 4, num_stages: int = 2, **blocks: int) -> Config:
+    def of(cls, num_warps: int = 4, num_stages: int = 2, max_registers: int | None = None, **blocks: int) -> Config:
         """The configuration with these tile sizes."""
-        return cls(tuple(blocks.items()), num_warps, num_stages)
+        return cls(tuple(blocks.items()), num_warps, num_stages, max_registers)
+
+    def options(self, *, nvidia: bool = True) -> dict[str, Any]:
+        """What the compiler is told beside the tile sizes.
+
+        Fusion of a product with a sum is off, whatever Triton's version: where a kernel wants one rounding it says
+        `tl.fma`, and so the interpreter, every GPU and every path through a kernel round alike.
+        """
+        options = {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": False}
+        return {**options, "maxnreg": self.max_registers} if self.max_registers and nvidia else options
 
     def __getitem__(self, name: str) -> int:
         """The tile size of this name."""
@@ -45,9 +57,6 @@ def launch(
     kernel: Any, grid: tuple[int, ...], arguments: Mapping[str, Any], constants: Mapping[str, Any], config: Config
 ) -> None:
     """Start `kernel`, unless the grid is empty, on the device its tensors are on.
-
-    Fusion of a product with a sum is off, whatever Triton's version: where a kernel wants one rounding it says
-    `tl.fma`, and so the interpreter, every GPU and every path through a kernel round alike.
 
     Args:
         kernel: a function under `@triton.jit`.
@@ -60,7 +69,7 @@ def launch(
         return
     device = next(value.device for value in arguments.values() if isinstance(value, Tensor))
     constants = {**dict(config.blocks), **constants}
-    options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": False}
+    options = config.options(nvidia=torch.version.hip is None)
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):
             kernel[grid](**arguments, **constants, **options)

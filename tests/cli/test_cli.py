@@ -187,7 +187,7 @@ def test_explain(padless: Padless, model: Path) -> None:
     lines = {line.split()[0]: line for line in table.splitlines()}
     assert {"op", "embed", "linear", "attention", "norm", "pool"} <= set(lines)
     assert "float32" in lines["attention"]
-    assert "triton: needs device cuda, got cpu" in lines["attention"]
+    assert "needs device cuda, got cpu" in lines["attention"]
     assert "(output_attentions) or dropped out in training: eager" in notes
 
 
