@@ -153,6 +153,8 @@ def attention_kernel(
         block = (length_q + BLOCK_M - 1) // BLOCK_M - 1 - block
     if block < 0 or block * BLOCK_M >= length_q:
         return
+    # No more than was just seen; the gate takes it as proof that 32 bits hold the product.
+    tl.assume((block >= 0) & (block < (1 << 31) // BLOCK_M))
 
     start_m = block * BLOCK_M
     offs_m = start_m + tl.arange(0, BLOCK_M)

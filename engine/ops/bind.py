@@ -226,7 +226,8 @@ def joined(parts: tuple[Tensor | None, ...]) -> Tensor | None:
     present = tuple(part for part in parts if part is not None)
     if len(present) <= 1:
         return present[0] if present else None
-    if not torch.is_grad_enabled() and _adjacent(present):
+    # A compiler cannot look at addresses; what it makes of the copy is its own affair.
+    if not torch.is_grad_enabled() and not torch.compiler.is_compiling() and _adjacent(present):
         rows = sum(len(part) for part in present)
         return present[0].as_strided((rows, *present[0].shape[1:]), present[0].stride())
     return torch.cat(present)

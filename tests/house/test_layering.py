@@ -206,6 +206,7 @@ def test_the_document_shows_these_tables() -> None:
         ("padless.engine.batch", "import pyarrow"),
         ("padless.engine.tokenizer", "from transformers import AutoTokenizer"),
         ("padless.engine.ops.norm", "from .bind import BoundOp"),
+        ("padless.engine.ops.linear", "import flash_attn"),
         ("padless.engine.tokenizer", "from .models.bert import BertModel"),
         ("padless.engine.newcomer", ""),
     ],
