@@ -4,6 +4,9 @@ PYTHON ?= python3
 QUERY ?= the sun stood still in the sky
 export QUERY
 
+OUT ?= out/gpu-report
+PARTS ?= correctness,attention,candidates
+
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --quiet --quiet --disable-pip-version-check
@@ -15,10 +18,10 @@ RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak parity lint format bench clean
+.PHONY: help demo test kernels mutants gate gate-golden gate-all gpu-report soak parity lint format bench clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(RUN_STAMP): pyproject.toml constraints.txt docs/examples/requirements.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("padless needs Python 3.11 or newer, found %d.%d; name one: make PYTHON=python3.12 ..." % sys.version_info[:2])'
@@ -42,8 +45,34 @@ demo: $(RUN_STAMP)  ## embed 24,408 verses with real MiniLM weights, then search
 # is imported. tests/conftest.py ends a group at once where the variable is not as that group needs it.
 test: $(DEV_STAMP)  ## all tests, in three processes: host and models, interpreted kernels, compile gate
 	$(UNSET) $(PYTEST) tests --ignore=tests/kernels --ignore=tests/gate
-	@if [ -d tests/kernels ]; then set -x; TRITON_INTERPRET=1 $(PYTEST) tests/kernels; fi
-	@if [ -d tests/gate ]; then set -x; $(UNSET) $(PYTEST) tests/gate; fi
+	TRITON_INTERPRET=1 $(PYTEST) tests/kernels
+	$(UNSET) $(PYTEST) tests/gate
+
+kernels: $(DEV_STAMP)  ## every kernel in the interpreter on its full grids, minutes; make test runs a share of each
+	TRITON_INTERPRET=1 $(PYTEST) tests/kernels -m "not soak"
+
+mutants: $(DEV_STAMP)  ## are the kernels' tests able to fail: changes their source by text, one mutant at a time
+	TRITON_INTERPRET=1 $(BIN)/python tests/kernels/mutants.py $(MUTANTS)
+
+gate: $(DEV_STAMP)  ## compile every kernel for seven kinds of GPU without one: spills, shared memory, instructions, addresses
+	$(UNSET) $(PYTEST) tests/gate
+
+gate-golden: $(DEV_STAMP)  ## write tests/gate/resources.json anew, and print what changed
+	$(UNSET) $(BIN)/python tests/gate/gate_golden.py
+
+# The other versions of triton are installed into a temporary folder and removed; GATE='-m ""' adds the complete set.
+gate-all: $(DEV_STAMP)  ## the gate with triton 3.6.0, the pinned one and 3.9.0: writes docs/gate_versions.md
+	$(UNSET) $(BIN)/python tests/gate/all_versions.py $(GATE)
+
+# A real run takes the machine's own Python, whose torch fits its driver, and installs nothing: the root is linked under
+# the package's name. A dry run takes .venv. MINUTES=n and COMMIT=id are optional.
+gpu-report: $(if $(DRY),$(DEV_STAMP))  ## are the kernels right and fast on this GPU: OUT=dir [PARTS=correctness,attention] [DRY=1]
+	@mkdir -p out/path && ln -sfn "$(CURDIR)" out/path/padless
+	@python="$(BIN)/python"; \
+	if [ -z "$(DRY)" ] && $(PYTHON) -c 'import torch, triton' 2>/dev/null; then python="$(PYTHON)"; fi; \
+	$(UNSET) $(if $(DRY),TRITON_INTERPRET=1) PYTHONPATH="$(CURDIR)/out/path$${PYTHONPATH:+:$$PYTHONPATH}" \
+	"$$python" -m padless.bench.gpu_report --out "$(OUT)" --parts "$(PARTS)" \
+	$(if $(MINUTES),--minutes $(MINUTES)) $(if $(COMMIT),--commit $(COMMIT)) $(if $(DRY),--dry)
 
 soak: $(DEV_STAMP)  ## the long proofs whose short forms run in make test; summaries belong in docs/soak.md
 	$(UNSET) $(PYTEST) tests --ignore=tests/kernels --ignore=tests/gate -m soak
