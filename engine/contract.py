@@ -105,6 +105,8 @@ class Impl:
         requires: checked before the module is imported.
         differentiable: whether autograd flows through it; rows that say no are never used where a gradient is needed.
         deterministic: whether a text's bits are independent of its neighbours.
+        just_in_time: its code is compiled at the first call, which can fail where every requirement is met: no C
+            compiler, a driver too old. Under "auto" the next row then takes over.
     """
 
     name: str
@@ -112,6 +114,7 @@ class Impl:
     requires: Requires = Requires()
     differentiable: bool = False
     deterministic: bool = False
+    just_in_time: bool = False
 
 
 def _installed(package: str) -> bool:

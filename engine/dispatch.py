@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -28,7 +28,7 @@ _OPS = "padless.engine.ops"
 
 def _triton(target: str) -> Impl:
     requires = Requires("cuda", sm=80, packages=("triton",))
-    return Impl("triton", f"padless.kernels.{target}", requires, deterministic=True)
+    return Impl("triton", f"padless.kernels.{target}", requires, deterministic=True, just_in_time=True)
 
 
 TABLE: dict[str, tuple[Impl, ...]] = {
@@ -98,13 +98,14 @@ def backends() -> tuple[str, ...]:
     return ("auto", *names)
 
 
-def resolve(call: Call, backend: str = "auto") -> Resolution:
+def resolve(call: Call, backend: str = "auto", failed: Mapping[str, str] | None = None) -> Resolution:
     """Choose the implementation of one op for one set of static facts.
 
     Args:
         call: the facts.
         backend: "auto" takes the first row that can serve. A row's name takes that row or raises; an op that has no
             row of that name is served as under "auto", and the resolution says so.
+        failed: rows that failed when they were called, and how; passed over.
 
     Raises:
         BackendError: for an unknown op or backend, or a named backend that cannot serve, with all its reasons.
@@ -121,6 +122,9 @@ def resolve(call: Call, backend: str = "auto") -> Resolution:
     for impl in rows:
         if named and impl.name != backend:
             rejected.append((impl.name, (f"backend={backend!r} was asked for",)))
+            continue
+        if failed and impl.name in failed:
+            rejected.append((impl.name, (failed[impl.name],)))
             continue
         reasons = _unmet(impl, call, interpreted=named and impl.name == "triton" and _interprets(call))
         if not reasons:

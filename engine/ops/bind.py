@@ -6,7 +6,9 @@ loading, after `.to()` or `.half()`. From then on a call goes straight to the ch
 
 from __future__ import annotations
 
+import functools
 import itertools
+import logging
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -18,9 +20,11 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from ..contract import Call
 from ..dispatch import Resolution, explain, resolve
-from ..errors import OptionError
+from ..errors import OptionError, PadlessError
 
 __all__ = ["BoundOp", "Source", "explain_ops", "joined", "share_storage"]
+
+log = logging.getLogger("padless")
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +75,8 @@ class BoundOp:
         self._sources = tuple(itertools.chain.from_iterable(map(_sources, weights)))
         self._forward: Callable[..., Any] = _unbound
         self._gradient: Callable[..., Any] = _unbound
+        self._failed: dict[str, str] = {}
+        self._may_fall = False
         self._prepared: tuple[Any, ...] | None = None
         self._stamps: tuple[_Stamp | None, ...] = ()
         self._children: dict[str, nn.Module | None] = {}
@@ -122,9 +128,8 @@ class BoundOp:
             deterministic=deterministic,
             **self._facts,
         )
-        self.resolution = resolve(call, backend)
-        self._forward, self._gradient = self.resolution.fn, self.resolution.gradient
-        self._prepared = None
+        self._failed = {}
+        self._take(resolve(call, backend), may_fall=backend == "auto")
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
         self.follow()
@@ -132,6 +137,8 @@ class BoundOp:
             return self.through(*inputs, **options)
         if torch.is_grad_enabled() and self._needs_gradient((*inputs, *options.values())):
             return self._gradient(*inputs, *map(_value, self._weights), **self.options, **options)
+        if self._may_fall and not torch.compiler.is_compiling():
+            return self._forward_or_next(*inputs, **options)
         return self._forward(*inputs, *self._current_weights(), **self.options, **options)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -141,6 +148,29 @@ class BoundOp:
     def takes(self, old: nn.Module, new: nn.Module | None) -> bool:
         """Whether `new` can stand in the place of `old`: it computes the same, from weights of the same names."""
         return new is not None and type(new).forward is type(old).forward
+
+    def _take(self, resolution: Resolution, *, may_fall: bool) -> None:
+        self.resolution = resolution
+        self._forward, self._gradient = resolution.fn, resolution.gradient
+        self._may_fall = may_fall and resolution.impl.just_in_time
+        self._prepared = None
+
+    def _forward_or_next(self, *inputs: Any, **options: Any) -> Any:
+        """The chosen row; where its code cannot be compiled or started here, the next, from now on."""
+        resolution = self.resolution
+        try:
+            return self._forward(*inputs, *self._current_weights(), **self.options, **options)
+        except (PadlessError, torch.OutOfMemoryError):
+            raise  # what was asked cannot be done, whichever row does it
+        except Exception as error:
+            if resolution is None:
+                raise
+            failure = f"failed when it was called: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            self._failed[resolution.impl.name] = failure
+            self._take(resolve(resolution.call, failed=self._failed), may_fall=True)
+            served_by = self.resolution.impl.name if self.resolution else "nothing"
+            _warn_once(f"{self.op}: {resolution.impl.name} {failure}; {served_by} serves from now on")
+        return self(*inputs, **options)
 
     def _replace(self, name: str, old: nn.Module, new: nn.Module | None) -> None:
         if new is None or not self.takes(old, new):
@@ -231,6 +261,11 @@ def joined(parts: tuple[Tensor | None, ...]) -> Tensor | None:
         rows = sum(len(part) for part in present)
         return present[0].as_strided((rows, *present[0].shape[1:]), present[0].stride())
     return torch.cat(present)
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    log.warning(message)
 
 
 def _sources(weight: Weight) -> tuple[Source, ...]:

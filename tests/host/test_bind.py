@@ -5,15 +5,20 @@ from __future__ import annotations
 import copy
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from padless.engine.contract import Requires
+from padless.engine.dispatch import TABLE
+from padless.engine.errors import InputError
 from padless.engine.models.blocks import Block, FeedForward, Projection, SelfAttention, linear_op
 from padless.engine.models.parameters import initialise
-from padless.engine.ops.bind import BoundOp, joined, share_storage
+from padless.engine.ops.attention import varlen_attention
+from padless.engine.ops.bind import BoundOp, explain_ops, joined, share_storage
 
 CPU = torch.device("cpu")
 IN, OUT = 24, 40
@@ -423,3 +428,62 @@ def test_an_op_without_weights_takes_its_options_from_both_sides() -> None:
     hidden, edges = torch.tensor([[1.0], [2.0], [6.0]]), torch.tensor([0, 3], dtype=torch.int32)
     assert op(hidden, edges).item() == 3.0
     assert op(hidden, edges, skip=1).item() == 4.0
+
+
+# A row whose code is compiled at the first call: Triton without a GPU driver fails there, and really does so here.
+
+
+@pytest.fixture
+def triton_without_its_requirements(monkeypatch: pytest.MonkeyPatch) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("needs a machine without a GPU: the kernel would run")
+    first, *others = TABLE["attention"]
+    assert first.just_in_time
+    monkeypatch.setitem(TABLE, "attention", (replace(first, requires=Requires(packages=("triton",))), *others))
+
+
+def attention_call() -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
+    q, k, v = torch.randn(3, 9, 2, 16, generator=torch.Generator().manual_seed(5))
+    return q, k, v, torch.tensor([0, 4, 9], dtype=torch.int32), 5
+
+
+@pytest.mark.usefixtures("triton_without_its_requirements")
+def test_a_kernel_that_cannot_be_started_gives_way_to_the_next_row_once(caplog: pytest.LogCaptureFixture) -> None:
+    op = BoundOp("attention", facts={"head_dim": 16, "window": "full", "bias": "none"})
+    op.bind(CPU, torch.float32, backend="auto", deterministic=False)
+    assert op.resolution is not None
+    assert op.resolution.impl.name == "triton"
+    call = attention_call()
+    with caplog.at_level("WARNING", logger="padless"), torch.no_grad():
+        found = [op(*call) for _ in range(3)]
+    reference = varlen_attention(*(x.double() for x in call[:3]), *call[3:])
+    for out in found:
+        torch.testing.assert_close(out.double(), reference, atol=1e-6, rtol=0)
+    assert op.resolution.impl.name == "cpu"
+    assert [line for line in caplog.messages if line.startswith("attention: triton failed when it was called")]
+    assert len(caplog.messages) <= 1
+    assert "triton: failed when it was called" in explain_ops([op])
+    # Bound anew, say after a move to another device, the row has another chance.
+    op.bind(CPU, torch.float32, backend="auto", deterministic=False)
+    assert op.resolution.impl.name == "triton"
+
+
+@pytest.mark.usefixtures("triton_without_its_requirements")
+def test_a_kernel_asked_for_by_name_that_cannot_be_started_raises() -> None:
+    op = BoundOp("attention", facts={"head_dim": 16, "window": "full", "bias": "none"})
+    op.bind(CPU, torch.float32, backend="triton", deterministic=False)
+    with pytest.raises(RuntimeError, match="driver"), torch.no_grad():
+        op(*attention_call())
+    assert op.resolution is not None
+    assert op.resolution.impl.name == "triton"
+
+
+@pytest.mark.usefixtures("triton_without_its_requirements")
+def test_what_no_row_could_do_is_no_reason_to_change_the_row() -> None:
+    op = BoundOp("attention", facts={"head_dim": 16, "window": "full", "bias": "none"})
+    op.bind(CPU, torch.float32, backend="auto", deterministic=False)
+    q, k, v, cu_seqlens, longest = attention_call()
+    with pytest.raises(InputError, match="of one dtype"), torch.no_grad():
+        op(q, k.double(), v, cu_seqlens, longest)
+    assert op.resolution is not None
+    assert op.resolution.impl.name == "triton"
