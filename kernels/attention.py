@@ -43,7 +43,9 @@ def default_config(call: Call) -> Config:
         rows, keys = (64, 32) if width <= 32 else (32, 32) if width == 64 else (16, 16)
         return Config.of(num_warps=8, num_stages=2, max_registers=255, BLOCK_M=rows, BLOCK_N=keys)
     if call.sm in (90, 100):
-        rows, keys = (128, 64 if width <= 128 else 32) if not has_bias or width <= 64 else (64, 32)
+        rows, keys = 128, 64 if width <= 128 else 32
+        if has_bias:
+            rows, keys = 128 if width <= 64 else 64, 64 if width <= 64 and call.sm == 90 else 32
     else:
         # The tensor cores of the others read both operands from registers, and sm_86, 89 and 120 have 99 KiB shared.
         rows, keys = (128 if width <= 64 else 64, 32 if width <= 128 else 16)

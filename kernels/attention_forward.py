@@ -120,7 +120,8 @@ def _over_keys(
     return acc, total, peak
 
 
-@triton.jit
+# What changes from batch to batch: compiled once, not anew for 1, for multiples of 16 and for the rest.
+@triton.jit(do_not_specialize=["stride_lh", "blocks_per_text"])
 def attention_kernel(
     q_ptr, k_rows, v_rows, out_ptr, lse_ptr, bias_ptr, cu_seqlens_q_ptr, cu_seqlens_k_ptr, tiles_ptr,
     stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh, stride_ot, stride_oh, stride_lh, stride_bh,

@@ -21,7 +21,7 @@ from .launch import Config, launch
 __all__ = ["default_config", "tile_list", "tile_list_length"]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_texts", "num_tiles"])
 def _tile_list_kernel(cu_seqlens_ptr, tiles_ptr, num_texts, num_tiles, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     text = tl.program_id(0)
     begin = tl.load(cu_seqlens_ptr + text)
