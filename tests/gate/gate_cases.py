@@ -10,11 +10,13 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
 
 import gate_calls
+import torch
 from gate_compile import TARGETS, Target
 from gate_recorder import Launch, recorded
 
@@ -86,7 +88,9 @@ class Case:
         return f"{self.space}, {self.label}, {self.target}"
 
 
-TMA = Config.of(num_warps=8, num_stages=3, BLOCK_M=128, BLOCK_N=64, TMA=1)
+TMA = next(
+    config for config in attention.CANDIDATES if config["TMA"] and config["BLOCK_N"] == 64 and config.num_warps == 8
+)
 WITH_TMA = ("sm_90", "sm_100", "sm_120")
 HEADS = {"heads": ("own", "grouped"), "lse": (False, True)}
 KINDS = ("full", "window", "wide window", "causal", "t5", "t5 causal", "cross")
@@ -178,9 +182,15 @@ def launches(case: Case) -> list[Launch]:
     return list({launch.name: launch for launch in made if launch.name in space.kernels}.values())
 
 
-def _as_on(target: Target) -> Any:
+@contextmanager
+def _as_on(target: Target) -> Iterator[None]:
     """Let launchers believe that their tensors are on such a GPU."""
-    return patch.object(attention, "_compute_capability", lambda device: target.sm)
+    hip = "6.4" if target.sm is None else None
+    with (
+        patch.object(torch.version, "hip", hip),
+        patch.object(attention, "_compute_capability", lambda device: target.sm),
+    ):
+        yield
 
 
 def _pairwise(dimensions: Mapping[str, tuple[Any, ...]], made: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -221,4 +231,5 @@ def _word(name: str, value: Any) -> str:
 
 def _described(config: Config) -> str:
     tiles = " ".join(f"{name}={value}" for name, value in config.blocks)
-    return f"{tiles} warps={config.num_warps} stages={config.num_stages}"
+    registers = f" registers={config.max_registers}" if config.max_registers else ""
+    return f"{tiles} warps={config.num_warps} stages={config.num_stages}{registers}"
