@@ -80,7 +80,8 @@ class Resolution:
         prepare: its weight preparation, or None where it takes the weights as they are.
         gradient: the row and function used where a gradient is needed.
         rejected: for each row above the chosen one, its name and the reasons.
-        config_source: where the tuned configuration came from; "none" for rows that have nothing to tune.
+        config_source: where its tiling comes from: "default" where nothing was measured for it, "none" for rows that
+            have nothing to tune.
     """
 
     call: Call
@@ -129,7 +130,9 @@ def resolve(call: Call, backend: str = "auto", failed: Mapping[str, str] | None 
         reasons = _unmet(impl, call, interpreted=named and impl.name == "triton" and _interprets(call))
         if not reasons:
             fn, module = _function(impl)
-            return Resolution(call, impl, fn, getattr(module, "prepare", None), _gradient(rows), tuple(rejected))
+            prepare = getattr(module, "prepare", None)
+            tuned_by = "default" if hasattr(module, "default_config") else "none"
+            return Resolution(call, impl, fn, prepare, _gradient(rows), tuple(rejected), tuned_by)
         if named:
             raise BackendError(f"backend {backend!r} cannot serve {call.op}: {'; '.join(reasons)} ({call})")
         rejected.append((impl.name, tuple(reasons)))

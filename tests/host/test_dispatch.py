@@ -160,6 +160,7 @@ def test_on_a_gpu_triton_serves_attention(sm: int, dtype: torch.dtype) -> None:
     resolution = resolve(call(device="cuda", sm=sm, dtype=dtype))
     assert resolution.impl.name == "triton"
     assert resolution.rejected == ()
+    assert resolution.config_source == "default"
 
 
 @pytest.mark.parametrize(

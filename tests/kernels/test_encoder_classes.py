@@ -78,4 +78,6 @@ def test_text_to_embedding_with_real_weights() -> None:
     found, expected = (np.asarray(encoder.encode(sentences)) for encoder in (kernels, eager))
     assert np.abs(found - expected).max() <= 1e-6
     rows = {line.split()[0]: line.split()[1] for line in kernels.explain().splitlines() if line.strip()}
-    assert {op: rows[op] for op in ("attention", "embed", "pool")} == dict.fromkeys(("attention", "embed", "pool"), "triton")
+    assert {op: rows[op] for op in ("attention", "embed", "pool")} == dict.fromkeys(
+        ("attention", "embed", "pool"), "triton"
+    )
