@@ -152,8 +152,8 @@ def _unmet(impl: Impl, call: Call, interpreted: bool) -> list[str]:
         return reasons
     try:
         _, module = _function(impl)
-    except ImportError as error:
-        return [f"cannot be imported: {error}"]
+    except Exception as error:  # an extension built for another torch raises what it likes
+        return [f"cannot be imported: {' '.join(str(error).split())[:200]}"]
     unsupported = getattr(module, "unsupported", None)
     return [] if unsupported is None else list(unsupported(call))
 

@@ -27,6 +27,9 @@ MAX_HEAD_DIM = 256
 MOST_TOKENS = 1 << 30
 """No text is longer; a wider window is this wide, so that no sum of a window and a position leaves 32 bits."""
 
+LEAST_SCALE = 2.0**-120
+"""Below it a product of scale and log2(e) may be 0 in fp32, and 0 times the -inf of a masked score is NaN."""
+
 CHECKS_LENGTHS = os.environ.get("PADLESS_CHECK") == "1"
 """Whether `cu_seqlens` and `max_seqlen` are looked at, which waits for the GPU at every call."""
 
@@ -41,7 +44,7 @@ def default_config(call: Call) -> Config:
     if call.dtype == torch.float32:
         # Products in full fp32 run on the ordinary cores, with both operands in registers.
         rows, keys = (64, 32) if width <= 32 else (32, 32) if width == 64 else (16, 16)
-        return Config.of(num_warps=8, num_stages=2, max_registers=255, BLOCK_M=rows, BLOCK_N=keys)
+        return Config.of(num_warps=8, num_stages=2, max_registers=255, BLOCK_M=rows, BLOCK_N=keys, TMA=0)
     if call.sm in (90, 100):
         rows, keys = 128, 64 if width <= 128 else 32
         if has_bias:
@@ -49,17 +52,21 @@ def default_config(call: Call) -> Config:
     else:
         # The tensor cores of the others read both operands from registers, and sm_86, 89 and 120 have 99 KiB shared.
         rows, keys = (128 if width <= 64 else 64, 32 if width <= 128 else 16)
-    return Config.of(num_warps=8, num_stages=3 if width <= 64 else 2, max_registers=255, BLOCK_M=rows, BLOCK_N=keys)
+    stages = 3 if width <= 64 else 2
+    return Config.of(num_warps=8, num_stages=stages, max_registers=255, BLOCK_M=rows, BLOCK_N=keys, TMA=0)
 
 
-CANDIDATES = tuple(
-    Config.of(warps, stages, 255, BLOCK_M=rows, BLOCK_N=keys, TMA=tma)
-    for rows, warps in ((64, 4), (128, 4), (128, 8))
-    for keys in (32, 64, 128)
-    for stages in (2, 3, 4)
-    for tma in (0, 1)
+CANDIDATES = (
+    *(
+        Config.of(warps, stages, 255, BLOCK_M=rows, BLOCK_N=keys, TMA=tma)
+        for rows, warps in ((64, 4), (64, 8), (128, 4), (128, 8))
+        for keys in (16, 32, 64, 128)
+        for stages in (2, 3, 4)
+        for tma in (0, 1)
+    ),
+    *(Config.of(8, 2, 255, BLOCK_M=rows, BLOCK_N=keys, TMA=0) for rows, keys in ((16, 16), (32, 16), (32, 32))),
 )
-"""What tuning tries. TMA: keys and values through tensor descriptors, on sm_90 and newer."""
+"""What tuning tries; those of few rows are for fp32. TMA: keys and values through tensor descriptors, from sm_90 on."""
 
 
 def unsupported(call: Call) -> list[str]:
@@ -195,7 +202,7 @@ def forward(
         "HAS_BIAS": has_bias,
         "HAS_LSE": return_lse,
         # The maximum of the scaled scores is the scaled maximum of the scores only where the scale is positive.
-        "SCALE_FIRST": has_bias or scale <= 0,
+        "SCALE_FIRST": has_bias or not scale > LEAST_SCALE,
         "TMA": tma,
         "PRECISION": "ieee",
     }
@@ -248,8 +255,10 @@ def _check_lengths(name: str, cu_seqlens: Tensor, tokens: int, longest: int | No
 
 def _has_descriptors(k: Tensor, v: Tensor, block_d: int) -> bool:
     """Whether tensor descriptors can stand for k and v: 16-byte steps, and hardware that has them (sm_90, sm_100 …)."""
-    if len(k) == 0 or (_compute_capability(k.device) or 90) < 90:
+    if len(k) == 0 or torch.version.hip is not None or (_compute_capability(k.device) or 90) < 90:
         return False
+    if not all(stride for x in (k, v) for stride in x.stride()):
+        return False  # rows that lie on one another
     steps = [x.data_ptr() for x in (k, v)] + [s * x.element_size() for x in (k, v) for s in x.stride()[:-1]]
     return all(step % 16 == 0 for step in steps) and block_d <= 256
 

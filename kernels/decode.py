@@ -208,7 +208,7 @@ def default_config(call: Call) -> Config:
 CANDIDATES = tuple(
     Config.of(num_warps=warps, num_stages=stages, SPLIT=split, BLOCK_M=16, BLOCK_N=keys)
     for split in (256, 512, 1024)
-    for keys in (32, 64, 128)
+    for keys in (16, 32, 64, 128)
     for warps in (1, 2, 4)
     for stages in (2, 3, 4)
 )

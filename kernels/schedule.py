@@ -43,8 +43,10 @@ def _tile_list_kernel(cu_seqlens_ptr, tiles_ptr, num_texts, num_tiles, ROWS: tl.
     for start in range(0, blocks, BLOCK):
         block = start + tl.arange(0, BLOCK)
         entries = tiles_ptr + 2 * (first + block).to(tl.int64)
-        tl.store(entries, tl.zeros_like(block) + text, mask=block < blocks)
-        tl.store(entries + 1, block, mask=block < blocks)
+        # More tiles than there is room for means that `cu_seqlens` ends beyond the tokens: nothing is written there.
+        mask = (block < blocks) & (first + block < num_tiles)
+        tl.store(entries, tl.zeros_like(block) + text, mask=mask)
+        tl.store(entries + 1, block, mask=mask)
     # The list has room for the most tiles there can be; the last program marks what is left as nobody's.
     if text == num_texts - 1:
         for start in range(total, num_tiles, BLOCK):

@@ -20,7 +20,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from ..contract import Call
 from ..dispatch import Resolution, explain, resolve
-from ..errors import OptionError, PadlessError
+from ..errors import OptionError
 
 __all__ = ["BoundOp", "Source", "explain_ops", "joined", "share_storage"]
 
@@ -160,10 +160,8 @@ class BoundOp:
         resolution = self.resolution
         try:
             return self._forward(*inputs, *self._current_weights(), **self.options, **options)
-        except (PadlessError, torch.OutOfMemoryError):
-            raise  # what was asked cannot be done, whichever row does it
         except Exception as error:
-            if resolution is None:
+            if resolution is None or not _cannot_start(error) or _is_capturing():
                 raise
             failure = f"failed when it was called: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
             self._failed[resolution.impl.name] = failure
@@ -261,6 +259,22 @@ def joined(parts: tuple[Tensor | None, ...]) -> Tensor | None:
         rows = sum(len(part) for part in present)
         return present[0].as_strided((rows, *present[0].shape[1:]), present[0].stride())
     return torch.cat(present)
+
+
+def _cannot_start(error: Exception) -> bool:
+    """Whether a kernel could not be compiled or started, as far as its error tells; not what was wrong with the call.
+
+    Triton's own errors come from its compiler; missing compilers and drivers are import, system and bare runtime
+    errors. A fault of the GPU comes from whatever ran before, and no row could go on after it.
+    """
+    if isinstance(error, ImportError | OSError) or type(error).__module__.partition(".")[0] == "triton":
+        return True
+    return type(error) is RuntimeError and "CUDA error" not in str(error)
+
+
+def _is_capturing() -> bool:
+    """Whether a CUDA graph is being recorded, where much fails that does not otherwise."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 @functools.cache

@@ -485,7 +485,9 @@ def test_what_no_row_could_do_is_no_reason_to_change_the_row() -> None:
     op = BoundOp("attention", facts={"head_dim": 16, "window": "full", "bias": "none"})
     op.bind(CPU, torch.float32, backend="auto", deterministic=False)
     q, k, v, cu_seqlens, longest = attention_call()
-    with pytest.raises(InputError, match="of one dtype"), torch.no_grad():
+    with pytest.raises(InputError, match="dtype"), torch.no_grad():
         op(q, k.double(), v, cu_seqlens, longest)
+    with pytest.raises(TypeError), torch.no_grad():
+        op(q, k, v, cu_seqlens, "five")
     assert op.resolution is not None
     assert op.resolution.impl.name == "triton"
