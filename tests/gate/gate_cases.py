@@ -42,6 +42,7 @@ class Space:
         variants: more facts, each pair of which is covered, while the complete set keeps to the first.
         candidates: what tuning tries.
         extra: candidates that the covering set has as well, and the GPUs to compile them for.
+        targets: the GPUs it runs on.
     """
 
     call: Callable[..., None]
@@ -50,6 +51,12 @@ class Space:
     variants: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     candidates: tuple[Config, ...] = ()
     extra: tuple[tuple[Config, tuple[str, ...]], ...] = ()
+    targets: tuple[str, ...] = tuple(TARGETS)
+
+    @property
+    def dimensions(self) -> dict[str, tuple[Any, ...]]:
+        """Values by fact, with those of a `Case`: what is covered pair by pair."""
+        return {**self.shapes, **self.variants, "target": self.targets, "aligned": (True, False)}
 
     @property
     def usual(self) -> dict[str, Any]:
@@ -151,9 +158,8 @@ def covering() -> list[Case]:
     """What every test run compiles."""
     cases: dict[Case, None] = {}
     for name, space in SPACES.items():
-        dimensions = {**space.shapes, **space.variants, "target": tuple(TARGETS), "aligned": (True, False)}
-        usual = [{**space.usual, "target": target, "aligned": True} for target in TARGETS]
-        for row in [*usual, *_pairwise(dimensions, usual)]:
+        usual = [{**space.usual, "target": target, "aligned": True} for target in space.targets]
+        for row in [*usual, *_pairwise(space.dimensions, usual)]:
             target, aligned = row.pop("target"), row.pop("aligned")
             cases[Case(name, tuple(row.items()), target, aligned)] = None
         for config, targets in space.extra:
@@ -168,9 +174,11 @@ def complete() -> list[Case]:
         usual = {variant: values[0] for variant, values in space.variants.items()}
         for values in itertools.product(*space.shapes.values()):
             facts = tuple({**dict(zip(space.shapes, values, strict=True)), **usual}.items())
-            cases.update({Case(name, facts, target): None for target in TARGETS})
+            cases.update({Case(name, facts, target): None for target in space.targets})
         for config in space.candidates:
-            cases.update({Case(name, tuple(space.usual.items()), target, config=config): None for target in TARGETS})
+            cases.update(
+                {Case(name, tuple(space.usual.items()), target, config=config): None for target in space.targets}
+            )
     return list(cases)
 
 

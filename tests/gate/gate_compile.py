@@ -44,7 +44,7 @@ class Target:
         return GPUTarget("hip", self.name, 64) if self.sm is None else GPUTarget("cuda", self.sm, 32)
 
 
-DOT = re.compile(r"tt\.dot [^:]*: tensor<(?:\d+x)??(\d+)x\d+x(\w+)> \*")
+DOT = re.compile(r"(?:tt\.dot|ttng\.warp_group_dot) .* : (?:tensor|!ttg\.memdesc)<(?:\d+x)??(\d+)x\d+x(\w+)[,>].* \* ")
 TARGETS = {
     target.name: target
     for target in (
@@ -82,7 +82,7 @@ class Compiled:
         registers: registers a thread has.
         spill: bytes a thread writes to and reads from local memory because registers did not suffice. On AMD, of vector
             registers: scalar ones are kept in the lanes of a vector register, which is no memory.
-        stack: bytes of local memory a thread has.
+        stack: bytes of local memory a thread has; not counted on AMD, where a wave keeps scalars there.
         shared: bytes of shared memory a program has.
         instruction: what `tl.dot` became: "tcgen05", "wgmma", "mma.sync", "mfma", several joined with "+", or "none".
         tma: bulk tensor copies.
@@ -128,7 +128,8 @@ def compile_launch(launch: Launch, target: Target, *, aligned: bool = True) -> C
     with _ptxas_log() as log:
         kernel = triton.compile(specialisation.source, target=target.gpu, options=specialisation.options.__dict__)
     seconds = _cpu_seconds() - start
-    ttir = kernel.asm["ttir"]
+    # Gluon leaves out the first of the compiler's steps, which decides layouts.
+    ttir = kernel.asm.get("ttir") or kernel.asm["ttgir"]
     found = _nvidia(kernel.asm["ptx"], log.getvalue()) if "ptx" in kernel.asm else _amd(kernel.asm["amdgcn"])
     # A product that does not say how precise it is meant to be says tf32 here, whatever its dtype.
     found["tf32"] |= "inputPrecision = tf32" in ttir
@@ -191,7 +192,7 @@ def _amd(assembly: str) -> dict:
 
     return {
         "registers": number("vgpr_count"),
-        "stack": number("private_segment_fixed_size"),
+        "stack": 0,
         "spill": 4 * number("vgpr_spill_count"),
         "instruction": "mfma" if "v_mfma" in assembly else "none",
         "tma": 0,

@@ -15,6 +15,7 @@ from unittest.mock import patch
 
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
+from triton.experimental.gluon._runtime import GluonASTSource
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
 __all__ = ["Launch", "Specialisation", "recorded", "specialise"]
@@ -25,7 +26,7 @@ class Launch:
     """One kernel launch.
 
     Attributes:
-        kernel: the function under `@triton.jit`.
+        kernel: the function under `@triton.jit` or `@gluon.jit`.
         grid: programs along each axis.
         keywords: arguments, constants and options by name, as the launcher gave them to Triton.
     """
@@ -91,7 +92,8 @@ def specialise(launch: Launch, target: GPUTarget, *, aligned: bool = True) -> Sp
     if not aligned:
         specialisation = [_forgotten(*entry) for entry in specialisation]
     options, signature, constants, attributes = kernel._pack_args(backend, keywords, bound, specialisation, options)
-    source = ASTSource(kernel, signature, constants, attributes)
+    written_in = GluonASTSource if kernel.is_gluon() else ASTSource
+    source = written_in(kernel, signature, constants, attributes)
     given = tuple(item for item in launch.keywords.items() if item[0] not in kernel.arg_names)
     return Specialisation(signature, constants, attributes, options, source, given)
 

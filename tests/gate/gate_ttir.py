@@ -16,6 +16,7 @@ NAME = r"%[\w$.-]+(?:#\d+)?"
 DEFINED = re.compile(r"(%[\w$.-]+)(?::(\d+))? = (.*)")
 LOCATION = re.compile(r"loc\((#loc\d*)\)$")
 CARRIES = ("scf.for", "scf.while", "scf.if", "tt.reduce", "tt.scan")
+WARPS = "ttg.warp_specialize"
 LEAVES = ("scf.yield", "tt.reduce.return", "tt.scan.return")
 
 
@@ -49,7 +50,7 @@ class Value:
         return int(found[1]) if found else None
 
 
-@dataclass
+@dataclass(eq=False)
 class _Region:
     """An open brace: what its names mean, and where what leaves it goes."""
 
@@ -74,8 +75,9 @@ class _Reader:
     def __init__(self, ttir: str) -> None:
         self.values: list[Value] = []
         self._regions: list[_Region] = []
-        self._labels: dict[str, list[Value]] = {}
-        self._branches: list[tuple[str, list[Value]]] = []
+        self._labels: dict[tuple[_Region, str], list[Value]] = {}
+        self._branches: list[tuple[tuple[_Region, str], list[Value]]] = []
+        self._captured: list[Value] = []
         self._places = _places(ttir)
         self._place = ""
         for line in ttir.splitlines():
@@ -95,6 +97,8 @@ class _Reader:
             self._regions.append(_Region("tt.func", {name: Value("argument", name) for name in names}))
         elif line.startswith("}"):
             self._close(line)
+        elif line.startswith(("default {", "partition")):
+            self._partition(line)
         elif line.startswith("^"):
             self._label(line)
         else:
@@ -109,13 +113,20 @@ class _Reader:
             region.names, region.second = {}, True
             self._regions.append(region)
 
+    def _partition(self, line: str) -> None:
+        """What some of the warps do: the first see all that is defined so far, the others what they are given."""
+        names = re.findall(rf"({NAME}): ", line)
+        given = self._captured if names else []
+        joins = [Value("join", line, [value], self._place) for value in given]
+        self._regions.append(_Region(WARPS, dict(zip(names, joins, strict=True))))
+
     def _label(self, line: str) -> None:
         """The beginning of a block: what is passed to it gets names."""
         region = self._regions[-1]
         names = re.findall(rf"({NAME}): ", line)
         joins = [Value("join", line, place=self._place) for _ in names]
-        if region.op == "tt.func":
-            self._labels[re.split(r"[:(]", line)[0]] = joins
+        if region.op in ("tt.func", WARPS):
+            self._labels[region, re.split(r"[:(]", line)[0]] = joins
         elif region.op == "scf.while":
             for join, value in zip(joins, region.given, strict=True):
                 join.operands.append(value)
@@ -141,6 +152,8 @@ class _Reader:
             return
         elif op in LEAVES:
             self._leave(op, used)
+        elif op == WARPS:
+            self._captured = used
         elif op == "scf.condition":
             region = self._regions[-1]
             region.given = used[1:]
@@ -188,7 +201,7 @@ class _Reader:
     def _branch(self, text: str) -> None:
         for label, given in re.findall(r"(\^\w+)(?:\(([^)]*)\))?", text):
             names = re.findall(NAME, _values_of(given))
-            self._branches.append((label, [self._find(name) for name in names]))
+            self._branches.append(((self._regions[-1], label), [self._find(name) for name in names]))
 
     def _find(self, name: str) -> Value:
         for region in reversed(self._regions):

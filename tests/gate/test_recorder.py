@@ -20,6 +20,7 @@ USUAL = [
     Case(name, tuple(space.usual.items()), target)
     for name, space in SPACES.items()
     for target in ("sm_80", "sm_90", "gfx942")
+    if target in space.targets
 ]
 
 
