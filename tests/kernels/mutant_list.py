@@ -1,0 +1,30 @@
+"""The mutants of all kernels, and which tests watch over which kernel."""
+
+from __future__ import annotations
+
+from mutant import Kernel
+from mutants_of_attention import FORWARD, SCHEDULE
+from mutants_of_decode import DECODE
+from mutants_of_rows import EMBED, POOL, ROPE, TEXTS, TRIGRAM
+
+__all__ = ["KERNELS"]
+
+ATTENTION_TESTS = (
+    "test_attention.py",
+    "test_attention_exact.py",
+    "test_attention_mutants.py",
+    "test_attention_properties.py",
+)
+TRIGRAM_TESTS = ("test_trigram.py", "test_trigram_properties.py")
+POOL_TESTS = ("test_pool.py", "test_pool_properties.py")
+
+KERNELS = (
+    Kernel("attention_forward", ATTENTION_TESTS, FORWARD),
+    Kernel("schedule", ATTENTION_TESTS, SCHEDULE),
+    Kernel("decode", ("test_decode.py", "test_decode_mutants.py", "test_decode_properties.py"), DECODE),
+    Kernel("rope", ("test_rope.py", "test_rope_mutants.py", "test_rope_properties.py"), ROPE),
+    Kernel("embed", ("test_embed.py", "test_embed_mutants.py", "test_embed_properties.py"), EMBED),
+    Kernel("trigram", TRIGRAM_TESTS, TRIGRAM),
+    Kernel("pool", POOL_TESTS, POOL),
+    Kernel("texts", (*TRIGRAM_TESTS, *POOL_TESTS), TEXTS),
+)

@@ -1,0 +1,40 @@
+"""Errors of the decoding kernel that `make mutants` showed no other test to notice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from operands import normal, sparse
+
+from padless.engine.ops.decode import decode_attention as eager
+from padless.kernels.decode import decode_attention
+from padless.kernels.launch import Config
+
+
+@pytest.mark.parametrize("length", [5, 70, 300])
+def test_a_bias_of_minus_infinity_hides_keys(length: int) -> None:
+    """Blocks and whole splits have no key that counts, the first ones among them; or there is none at all."""
+    q, k, v = (normal(rows, 2, 16, seed=rows, dtype=torch.float32) for rows in (2, length, length))
+    table = normal(8, 2, seed=3, dtype=torch.float32)
+    table[-1, 0] = -torch.inf
+    table[:, 1] = -torch.inf
+    arguments = q, k, v, torch.tensor([0, 0]), torch.tensor([length, 3], dtype=torch.int32), length
+    options = {"position_bias": table, "bias_max_distance": 20, "return_lse": True}
+    expected = eager(*arguments, **options)
+    got = decode_attention(*arguments, **options, config=Config.of(SPLIT=64, BLOCK_M=16, BLOCK_N=16))
+    for found, right in zip(got, expected, strict=True):
+        torch.testing.assert_close(found, right, rtol=1e-5, atol=1e-6)
+    assert got[0][:, 0].any()
+    assert not got[0][:, 1].any()
+
+
+# Not aligned, so that offsets are computed in elements and not in units of several.
+@pytest.mark.parametrize("strides", [(2**29 + 1, 16, 1), (16, 2**29 + 1, 1)])
+def test_queries_and_heads_beyond_two_to_the_31_elements(strides: tuple[int, ...], tmp_path: Path) -> None:
+    near = normal(7, 6, 16, seed=1, dtype=torch.float16)
+    far = sparse(tmp_path, 6 * max(strides) + 112, torch.float16).as_strided(near.shape, strides).copy_(near)
+    where = torch.arange(7) // 2, torch.tensor([3, 1, 2, 0, 4, 2, 3], dtype=torch.int32), 4
+    assert torch.equal(decode_attention(far, near, near, *where), decode_attention(near, near, near, *where))
+    assert torch.equal(decode_attention(near, far, far, *where), decode_attention(near, near, near, *where))
