@@ -16,14 +16,23 @@ from ..engine.contract import Call
 from ..engine.errors import InputError
 from .attention_forward import attention_kernel
 from .launch import Config, channel_unit, launch, next_power_of_2
+from .limits import (
+    dtype_reasons,
+    head_dim_reasons,
+    require_bias,
+    require_count,
+    require_dtype,
+    require_heads,
+    require_lengths,
+    require_no_gradient,
+    require_same_device,
+)
 from .registration import traceable
 from .relative_bias import bias_by_distance
 from .schedule import tile_list, tile_list_length
 
-__all__ = ["CANDIDATES", "default_config", "forward", "unsupported", "varlen_attention"]
+__all__ = ["CANDIDATES", "check_inputs", "default_config", "unsupported", "varlen_attention"]
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-MAX_HEAD_DIM = 256
 MOST_TOKENS = 1 << 30
 """No text is longer; a wider window is this wide, so that no sum of a window and a position leaves 32 bits."""
 
@@ -71,13 +80,7 @@ CANDIDATES = (
 
 def unsupported(call: Call) -> list[str]:
     """Why this row cannot serve `call`."""
-    reasons = []
-    if call.dtype not in DTYPES:
-        names = [str(dtype).removeprefix("torch.") for dtype in (*DTYPES, call.dtype)]
-        reasons.append(f"needs dtype {', '.join(names[:-1])}, got {names[-1]}")
-    if call.head_dim is not None and call.head_dim > MAX_HEAD_DIM:
-        reasons.append(f"needs head_dim up to {MAX_HEAD_DIM}, got {call.head_dim}")
-    return reasons
+    return dtype_reasons(call) + head_dim_reasons(call)
 
 
 @traceable("varlen_attention")
@@ -105,9 +108,11 @@ def varlen_attention(
         config: tiling to use instead of the shipped one, for benchmarks and tuning.
 
     Raises:
-        InputError: shapes or dtypes do not fit together.
+        InputError: shapes, dtypes or devices do not fit together, or a gradient is wanted.
     """
-    check_inputs(q, k, v, cu_seqlens, max_seqlen, cu_seqlens_k, max_seqlen_k)
+    cu_seqlens, cu_seqlens_k, max_seqlen = check_inputs(
+        q, k, v, cu_seqlens, max_seqlen, cu_seqlens_k, max_seqlen_k, position_bias
+    )
     out, lse = forward(
         q, k, v, cu_seqlens, max_seqlen, cu_seqlens_k,
         window_left=window[0], window_right=0 if causal else window[1], softmax_scale=softmax_scale,
@@ -219,38 +224,46 @@ def check_inputs(
     max_seqlen: int,
     cu_seqlens_k: Tensor | None = None,
     max_seqlen_k: int | None = None,
-) -> None:
+    position_bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None, int]:
     """Refuse what the kernel would read wrongly; what lies on the device only under `PADLESS_CHECK=1`.
 
+    Returns:
+        `cu_seqlens` and `cu_seqlens_k`, contiguous, and `max_seqlen` as Python's integer.
+
     Raises:
-        InputError: shapes, dtypes or lengths do not fit together.
+        InputError: shapes, dtypes, devices or lengths do not fit together, or a gradient is wanted.
     """
-    if q.ndim != 3 or k.shape != v.shape or k.ndim != 3 or k.shape[2] != q.shape[2] or q.shape[1] % max(k.shape[1], 1):
-        shapes = ", ".join(f"{name} {list(x.shape)}" for name, x in (("q", q), ("k", k), ("v", v)))
-        raise InputError(
-            "attention: expected q [tokens, heads, head_dim] and k, v alike, their heads a divisor of q's; got "
-            + shapes
-        )
-    if not q.dtype == k.dtype == v.dtype:
-        raise InputError(f"attention: expected q, k and v of one dtype, got {q.dtype}, {k.dtype} and {v.dtype}")
-    if cu_seqlens_k is None and len(q) != len(k):
+    require_heads("attention", q, k, v)
+    require_dtype("attention", q=q, k=k, v=v)
+    require_same_device("attention", q=q, k=k, v=v)
+    require_no_gradient("attention", q, k, v, position_bias)
+    cu_seqlens = require_lengths("attention", "cu_seqlens", cu_seqlens, q.device)
+    max_seqlen = require_count("attention", "max_seqlen", max_seqlen)
+    if cu_seqlens_k is not None:
+        texts = cu_seqlens.shape[0] - 1
+        cu_seqlens_k = require_lengths("attention", "cu_seqlens_k", cu_seqlens_k, q.device, texts)
+    elif len(q) != len(k):
         raise InputError(f"attention: expected as many keys as queries without cu_seqlens_k, got {len(k)} and {len(q)}")
-    if cu_seqlens_k is not None and len(cu_seqlens_k) != len(cu_seqlens):
-        texts = len(cu_seqlens) - 1, len(cu_seqlens_k) - 1
-        raise InputError(f"attention: expected keys of {texts[0]} texts, got cu_seqlens_k of {texts[1]}")
+    if position_bias is not None:
+        require_bias("attention", position_bias, q.shape[1], q.device)
     if CHECKS_LENGTHS:
         _check_lengths("cu_seqlens", cu_seqlens, len(q), max_seqlen)
         if cu_seqlens_k is not None:
             _check_lengths("cu_seqlens_k", cu_seqlens_k, len(k), max_seqlen_k)
+    return cu_seqlens, cu_seqlens_k, max_seqlen
 
 
 def _check_lengths(name: str, cu_seqlens: Tensor, tokens: int, longest: int | None) -> None:
+    """What lies on the device, looked at only under `PADLESS_CHECK=1`: reading it waits for the GPU."""
     edges = cu_seqlens.tolist()
     lengths = [stop - start for start, stop in itertools.pairwise(edges)]
-    if cu_seqlens.dtype != torch.int32 or edges[0] != 0 or edges[-1] != tokens or min(lengths, default=0) < 0:
-        raise InputError(f"attention: {name}: expected int32 from 0 up to {tokens}, got {cu_seqlens.dtype} {edges}")
-    if longest is not None and max(lengths, default=0) > longest:
-        raise InputError(f"attention: {name}: expected no text longer than {longest}, got one of {max(lengths)}")
+    if edges[0] != 0 or edges[-1] != tokens:
+        raise InputError(f"attention: {name}: expected edges from 0 to {tokens} tokens, got {edges[0]} to {edges[-1]}")
+    for text, length in enumerate(lengths):
+        if length < 0 or (longest is not None and length > longest):
+            most = "any number" if longest is None else f"at most {longest}"
+            raise InputError(f"attention: {name}: text {text}: expected 0 or more tokens, {most}, got {length}")
 
 
 def _has_descriptors(k: Tensor, v: Tensor, block_d: int) -> bool:
