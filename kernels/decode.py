@@ -31,7 +31,6 @@ docs/kernels.md.
 from __future__ import annotations
 
 import functools
-import math
 
 import torch
 import triton
@@ -39,15 +38,24 @@ import triton.language as tl
 from torch import Tensor
 
 from ..engine.contract import Call
-from ..engine.errors import InputError
-from .launch import Config, launch, next_power_of_2
+from .launch import Config, channel_unit, launch, next_power_of_2
+from .limits import (
+    dtype_reasons,
+    head_dim_reasons,
+    require_bias,
+    require_count,
+    require_dtype,
+    require_heads,
+    require_indices,
+    require_no_gradient,
+    require_same_device,
+    require_scale,
+)
 from .registration import traceable
 from .relative_bias import bias_by_distance
 
 __all__ = ["CANDIDATES", "decode_attention", "default_config", "unsupported"]
 
-MAX_HEAD_DIM = 256
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 REDUCED = 16
 """Splits that the second kernel takes in at a time."""
 
@@ -217,13 +225,7 @@ CANDIDATES = tuple(
 
 def unsupported(call: Call) -> list[str]:
     """Why this row cannot serve `call`."""
-    reasons = []
-    if call.dtype not in DTYPES:
-        names = [str(dtype).removeprefix("torch.") for dtype in (*DTYPES, call.dtype)]
-        reasons.append(f"needs dtype {', '.join(names[:-1])}, got {names[-1]}")
-    if call.head_dim is not None and call.head_dim > MAX_HEAD_DIM:
-        reasons.append(f"needs head_dim up to {MAX_HEAD_DIM}, got {call.head_dim}")
-    return reasons
+    return dtype_reasons(call) + head_dim_reasons(call)
 
 
 @traceable("decode_attention")
@@ -249,9 +251,10 @@ def decode_attention(
         config: tiling to use instead of the shipped one, for benchmarks and tuning.
 
     Raises:
-        InputError: shapes or dtypes do not fit together.
+        InputError: shapes, dtypes or devices do not fit together, a number is none, or a gradient is asked for.
     """
-    _check(q, k, v)
+    max_length = require_count("decode_attention", "max_length", max_length)
+    starts, lengths, query_positions = _checked(q, k, v, starts, lengths, query_positions, position_bias)
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     sequences, heads, head_dim = q.shape
     heads_k = k.shape[1]
@@ -269,19 +272,17 @@ def decode_attention(
     bias, reach = None, 0
     if position_bias is not None:
         bias, reach = bias_by_distance(position_bias, bias_max_distance, bias_bidirectional)
-    # Counted in units of what is read at once, up to 16 bytes, strides tell the compiler that it may do so: of integers
-    # it knows only whether they are multiples of 16, which rows of 24 channels are not.
-    unit = math.gcd(16 // q.element_size(), *(stride for x in (q, k, v) for stride in x.stride()[:2]))
+    unit = channel_unit(q, k, v)
     result = {"out_ptr": out, "lse_ptr": lse, "stride_os": out.stride(0), "stride_lh": sequences}
     parts = {"acc_ptr": acc, "highest_ptr": highest, "total_ptr": total, "splits": splits}
-    whole = {"lengths_ptr": lengths.contiguous(), "num_heads": heads, **result, **parts}
+    whole = {"lengths_ptr": lengths, "num_heads": heads, **result, **parts}
     arguments = {
         "q_ptr": q,
         "k_ptr": k,
         "v_ptr": v,
         "bias_ptr": bias,
-        "starts_ptr": starts.contiguous(),
-        "positions_ptr": None if query_positions is None else query_positions.contiguous(),
+        "starts_ptr": starts,
+        "positions_ptr": query_positions,
         "stride_qs": q.stride(0) // unit,
         "stride_qh": q.stride(1) // unit,
         "stride_kt": k.stride(0) // unit,
@@ -289,7 +290,7 @@ def decode_attention(
         "stride_vt": v.stride(0) // unit,
         "stride_vh": v.stride(1) // unit,
         "stride_bh": 0 if bias is None else bias.stride(0),
-        "scale": head_dim**-0.5 if softmax_scale is None else float(softmax_scale),
+        "scale": require_scale("decode_attention", softmax_scale, head_dim),
         "reach": reach,
     }
     shape = {"HEAD_DIM": head_dim, "BLOCK_D": max(next_power_of_2(head_dim), 16), "HAS_LSE": return_lse}
@@ -313,11 +314,26 @@ def _config(head_dim: int, dtype: torch.dtype, has_bias: bool) -> Config:
     return default_config(Call("decode_attention", "cuda", dtype, head_dim=head_dim, bias=bias))
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
-    if not q.dtype == k.dtype == v.dtype or q.dtype not in DTYPES:
-        raise InputError(f"q, k, v: expected one dtype of fp32, fp16 and bf16, got {q.dtype}, {k.dtype}, {v.dtype}")
-    if k.shape != v.shape or q.shape[2] != k.shape[2] or q.shape[2] > MAX_HEAD_DIM or q.shape[1] % k.shape[1]:
-        raise InputError(
-            f"q, k, v: expected [sequences, heads, d], twice [rows, heads_k, d], d up to {MAX_HEAD_DIM}, heads a "
-            f"multiple of heads_k, got {list(q.shape)}, {list(k.shape)}, {list(v.shape)}"
-        )
+def _checked(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    starts: Tensor,
+    lengths: Tensor,
+    query_positions: Tensor | None,
+    position_bias: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The integers of each sequence, contiguous, where all fits together; their values are trusted."""
+    op = "decode_attention"
+    require_no_gradient(op, q, k, v, position_bias)
+    require_dtype(op, q=q, k=k, v=v)
+    require_heads(op, q, k, v)
+    require_same_device(op, q=q, k=k, v=v)
+    sequences, heads, _ = q.shape
+    if position_bias is not None:
+        require_bias(op, position_bias, heads, q.device)
+    starts = require_indices(op, "starts", starts, q.device, sequences)
+    lengths = require_indices(op, "lengths", lengths, q.device, sequences)
+    if query_positions is not None:
+        query_positions = require_indices(op, "query_positions", query_positions, q.device, sequences)
+    return starts, lengths, query_positions
