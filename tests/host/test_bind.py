@@ -488,6 +488,6 @@ def test_what_no_row_could_do_is_no_reason_to_change_the_row() -> None:
     with pytest.raises(InputError, match="dtype"), torch.no_grad():
         op(q, k.double(), v, cu_seqlens, longest)
     with pytest.raises(TypeError), torch.no_grad():
-        op(q, k, v, cu_seqlens, "five")
+        op(q, k, v, cu_seqlens, longest, window=None)
     assert op.resolution is not None
     assert op.resolution.impl.name == "triton"
