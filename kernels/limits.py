@@ -32,6 +32,7 @@ __all__ = [
     "require_no_gradient",
     "require_same_device",
     "require_scale",
+    "require_shape",
 ]
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -107,6 +108,23 @@ def require_no_gradient(op: str, *tensors: Tensor | None) -> None:
                 raise InputError(
                     f"{op}: expected no input that requires a gradient, as the kernel has none, got one: use no_grad"
                 )
+
+
+def require_shape(op: str, name: str, x: Tensor, *sizes: int | None) -> None:
+    """Refuse a tensor of another shape; None is any size.
+
+    Raises:
+        InputError: naming both shapes.
+    """
+    shape = x.shape
+    if len(shape) == len(sizes):
+        for size, found in zip(sizes, shape, strict=True):
+            if size is not None and size != found:
+                break
+        else:
+            return
+    expected = ", ".join("any" if size is None else str(size) for size in sizes)
+    raise InputError(f"{op}: {name}: expected shape [{expected}], got {list(shape)}")
 
 
 def require_heads(op: str, q: Tensor, k: Tensor, v: Tensor) -> None:

@@ -41,8 +41,17 @@ import triton.language as tl
 from torch import Tensor
 
 from ..engine.contract import Call
+from ..engine.errors import InputError
 from .launch import Config, launch, next_power_of_2
-from .limits import dtype_reasons, hidden_reasons
+from .limits import (
+    dtype_reasons,
+    hidden_reasons,
+    require_count,
+    require_dtype,
+    require_lengths,
+    require_no_gradient,
+    require_shape,
+)
 from .registration import traceable
 from .texts import text_at
 
@@ -50,6 +59,7 @@ __all__ = ["CANDIDATES", "default_config", "pool", "unsupported"]
 
 INFINITY = tl.constexpr(float("inf"))
 NAN = tl.constexpr(float("nan"))
+MODES = ("cls", "lasttoken", "max", "mean", "mean_sqrt_len_tokens", "weightedmean")
 
 
 @triton.jit
@@ -234,7 +244,17 @@ def pool(
 
     Args:
         config: tiling to use instead of the shipped one, for benchmarks and tuning.
+
+    Raises:
+        InputError: no such mode, `skip` below 0, shapes, dtypes or devices that do not fit, or a gradient is asked for.
     """
+    if mode not in MODES:
+        raise InputError(f"pool: mode: expected one of {', '.join(MODES)}, got {mode!r}")
+    skip = require_count("pool", "skip", skip)
+    require_no_gradient("pool", hidden)
+    require_dtype("pool", hidden=hidden)
+    require_shape("pool", "hidden", hidden, None, None)
+    cu_seqlens = require_lengths("pool", "cu_seqlens", cu_seqlens, hidden.device)
     hidden = hidden if hidden.stride(-1) == 1 else hidden.contiguous()
     tokens, width = hidden.shape
     texts = cu_seqlens.shape[0] - 1
@@ -245,7 +265,7 @@ def pool(
     split = config["SPLIT"]
     arguments = {
         "hidden_ptr": hidden,
-        "cu_seqlens_ptr": cu_seqlens.contiguous(),
+        "cu_seqlens_ptr": cu_seqlens,
         "out_ptr": out,
         "finite_ptr": finite,
         "skip": skip,

@@ -11,7 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["pool"]
+from ..errors import InputError
+
+__all__ = ["MODES", "pool"]
+
+MODES = ("cls", "lasttoken", "max", "mean", "mean_sqrt_len_tokens", "weightedmean")
 
 
 @overload
@@ -49,7 +53,14 @@ def pool(
         `[texts, hidden]`, fp32 or fp64. Where `skip` leaves no token: zeros for the means, -inf for "max", the first
         token for "cls", the last token for "lasttoken". With `return_finite` a pair: the vectors, and bool `[texts]`,
         true where every channel was finite before it was normalised.
+
+    Raises:
+        InputError: no such mode, or `skip` below 0.
     """
+    if mode not in MODES:
+        raise InputError(f"pool: mode: expected one of {', '.join(MODES)}, got {mode!r}")
+    if skip < 0:
+        raise InputError(f"pool: skip: expected an integer from 0 on, got {skip}")
     vectors = _reduced(hidden, cu_seqlens, mode, skip)
     unit = F.normalize(vectors, dim=-1) if normalize else vectors
     return (unit, vectors.isfinite().all(dim=-1)) if return_finite else unit
