@@ -31,7 +31,15 @@ from torch import Tensor
 
 from ..engine.contract import Call
 from .launch import Config, launch, next_power_of_2
-from .limits import dtype_reasons, hidden_reasons
+from .limits import (
+    dtype_reasons,
+    hidden_reasons,
+    require_dtype,
+    require_indices,
+    require_no_gradient,
+    require_same_device,
+    require_shape,
+)
 from .registration import traceable
 
 __all__ = ["CANDIDATES", "default_config", "embed", "unsupported"]
@@ -116,7 +124,17 @@ def embed(
 
     Args:
         config: tiling to use instead of the shipped one, for benchmarks and tuning.
+
+    Raises:
+        InputError: shapes, dtypes or devices do not fit together, or a gradient is asked for.
     """
+    _check(word, position, token_type, norm_weight, norm_bias)
+    count, device = input_ids.numel(), word.device
+    input_ids = require_indices("embed", "input_ids", input_ids, device, count)
+    if position is not None:
+        position_ids = require_indices("embed", "position_ids", position_ids, device, count)
+    if token_type is not None and token_type_ids is not None:
+        token_type_ids = require_indices("embed", "token_type_ids", token_type_ids, device, count)
     word = word if word.stride(-1) == 1 else word.contiguous()
     position, token_type, norm_weight, norm_bias = (
         table if table is None or table.stride(-1) == 1 else table.contiguous()
@@ -129,9 +147,9 @@ def embed(
     config = config or _config(hidden, word.dtype)
     normalised = eps is not None
     arguments = {
-        "ids_ptr": input_ids.contiguous(),
-        "places_ptr": None if position is None else position_ids.contiguous(),
-        "types_ptr": None if token_type is None or token_type_ids is None else token_type_ids.contiguous(),
+        "ids_ptr": input_ids,
+        "places_ptr": None if position is None else position_ids,
+        "types_ptr": None if token_type is None else token_type_ids,
         "word_ptr": word,
         "position_ptr": position,
         "token_type_ptr": token_type,
@@ -156,3 +174,28 @@ def embed(
 @functools.cache
 def _config(hidden: int, dtype: torch.dtype) -> Config:
     return default_config(Call("embed", device="cuda", dtype=dtype, hidden=hidden))
+
+
+def _check(
+    word: Tensor,
+    position: Tensor | None,
+    token_type: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+) -> None:
+    """Refuse tables and norms that do not fit together; a norm may have a dtype of its own."""
+    parts = {"position": position, "token_type": token_type, "norm_weight": norm_weight, "norm_bias": norm_bias}
+    present = {name: x for name, x in parts.items() if x is not None}
+    require_no_gradient("embed", word, *present.values())
+    require_shape("embed", "word", word, None, None)
+    require_same_device("embed", word=word, **present)
+    hidden = word.shape[1]
+    tables = {"word": word}
+    for name, x in present.items():
+        if name in ("position", "token_type"):
+            require_shape("embed", name, x, None, hidden)
+            tables[name] = x
+        else:
+            require_shape("embed", name, x, hidden)
+            require_dtype("embed", **{name: x})
+    require_dtype("embed", **tables)

@@ -29,13 +29,21 @@ import triton.language as tl
 from torch import Tensor
 
 from ..engine.contract import Call
+from ..engine.errors import InputError
 from .launch import Config, launch, next_power_of_2
-from .limits import dtype_reasons
+from .limits import (
+    MAX_HEAD_DIM,
+    dtype_reasons,
+    require_dtype,
+    require_indices,
+    require_no_gradient,
+    require_same_device,
+    require_shape,
+)
 from .registration import traceable
 
 __all__ = ["CANDIDATES", "default_config", "rope", "unsupported"]
 
-MAX_HEAD_DIM = 256
 HEADS_A_STEP = 4
 """Divides the usual numbers of heads (4, 8, 12, 16), so that no lane idles."""
 
@@ -113,7 +121,11 @@ def rope(
 
     Args:
         config: tiling to use instead of the shipped one, for benchmarks and tuning.
+
+    Raises:
+        InputError: shapes, dtypes or devices do not fit together, or a gradient is asked for.
     """
+    rows = _checked(q, k, rows, cos, sin)
     q, k, cos, sin = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, cos, sin))
     tokens, heads, head_dim = q.shape
     heads_k = k.shape[1]
@@ -127,7 +139,7 @@ def rope(
         "k_ptr": k,
         "out_q_ptr": out_q,
         "out_k_ptr": out_k,
-        "rows_ptr": rows.contiguous(),
+        "rows_ptr": rows,
         "cos_ptr": cos,
         "sin_ptr": sin,
         "tokens": tokens,
@@ -152,3 +164,20 @@ def rope(
 @functools.cache
 def _config(head_dim: int, dtype: torch.dtype) -> Config:
     return default_config(Call("rope", device="cuda", dtype=dtype, head_dim=head_dim))
+
+
+def _checked(q: Tensor, k: Tensor, rows: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The tokens' rows, contiguous, where all fits together; their values are trusted."""
+    require_no_gradient("rope", q, k, cos, sin)
+    require_dtype("rope", q=q, k=k)
+    require_shape("rope", "q", q, None, None, None)
+    tokens, _, head_dim = q.shape
+    if head_dim % 2 or head_dim > MAX_HEAD_DIM:
+        raise InputError(f"rope: q: expected an even head_dim up to {MAX_HEAD_DIM}, got {head_dim}")
+    require_shape("rope", "k", k, tokens, None, head_dim)
+    require_shape("rope", "cos", cos, None, head_dim // 2)
+    require_shape("rope", "sin", sin, cos.shape[0], head_dim // 2)
+    if not cos.dtype == sin.dtype == torch.float32:
+        raise InputError(f"rope: expected cos and sin in float32, got {cos.dtype} and {sin.dtype}")
+    require_same_device("rope", q=q, k=k, cos=cos, sin=sin)
+    return require_indices("rope", "rows", rows, q.device, tokens)

@@ -27,8 +27,17 @@ import triton.language as tl
 from torch import Tensor
 
 from ..engine.contract import Call
+from ..engine.errors import InputError
 from .launch import Config, launch, next_power_of_2
-from .limits import dtype_reasons, hidden_reasons
+from .limits import (
+    dtype_reasons,
+    hidden_reasons,
+    require_dtype,
+    require_indices,
+    require_lengths,
+    require_no_gradient,
+    require_shape,
+)
 from .registration import traceable
 from .texts import text_at
 
@@ -86,7 +95,17 @@ def trigram(input_ids: Tensor, cu_seqlens: Tensor, word: Tensor, *, config: Conf
 
     Args:
         config: tiling to use instead of the shipped one, for benchmarks and tuning.
+
+    Raises:
+        InputError: shapes, dtypes or devices do not fit together, or a gradient is asked for.
     """
+    require_no_gradient("trigram", word)
+    require_dtype("trigram", word=word)
+    require_shape("trigram", "word", word, None, None)
+    input_ids = require_indices("trigram", "input_ids", input_ids, word.device, input_ids.numel())
+    cu_seqlens = require_lengths("trigram", "cu_seqlens", cu_seqlens, word.device)
+    if len(cu_seqlens) == 1 and len(input_ids):
+        raise InputError(f"trigram: cu_seqlens: expected a text that holds {len(input_ids)} tokens, got none")
     word = word if word.stride(-1) == 1 else word.contiguous()
     tokens, width = input_ids.shape[0], word.shape[1]
     out = torch.empty((tokens, 3 * width), dtype=word.dtype, device=word.device)
@@ -94,8 +113,8 @@ def trigram(input_ids: Tensor, cu_seqlens: Tensor, word: Tensor, *, config: Conf
         return out
     config = config or _config(width, word.dtype)
     arguments = {
-        "ids_ptr": input_ids.contiguous(),
-        "cu_seqlens_ptr": cu_seqlens.contiguous(),
+        "ids_ptr": input_ids,
+        "cu_seqlens_ptr": cu_seqlens,
         "word_ptr": word,
         "out_ptr": out,
         "tokens": tokens,
