@@ -6,8 +6,8 @@ never the decorated name: a compiler may run operators (constants, tuning) while
 
 Operators are defined with `torch.library.Library` rather than `custom_op`, which wraps every call in Python's autograd
 and in a search for mutated inputs: 31 us a call where this takes 9 us and the bare function 3 us (one CPU core, torch
-2.13, two tensors in and out). They have no gradient, as the launchers have none; a BoundOp takes the eager function
-where one is needed.
+2.13, two tensors in and out). They have no gradient, as the launchers have none, and refuse inputs that require one; a
+BoundOp takes the eager function there.
 
 Token and text counts are dynamic. As with any tensor of torch, a count of 0 or 1 is a graph of its own, and a program
 exported from more texts takes no fewer than two.
@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from .launch import Config
+from .limits import require_no_gradient
 
 __all__ = ["OPERATORS", "Operator", "traceable"]
 
@@ -69,6 +70,8 @@ def traceable(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         @functools.wraps(launcher)
         def either(*args: P.args, **options: P.kwargs) -> R:
             if torch.compiler.is_compiling():
+                # Here, not in the graph: what autograd makes of an operator without a gradient runs without a word.
+                require_no_gradient(name, *(x for x in (*args, *options.values()) if isinstance(x, Tensor)))
                 return operator.call(overload, *args, **options)
             return launcher(*args, **options)
 
@@ -91,22 +94,22 @@ def _register(name: str, operator: Operator, launcher: Callable[..., Any]) -> No
 
 
 def _written(config: Config | None) -> tuple[str, list[int]]:
-    """`config` as operators take it: `"BLOCK_M BLOCK_N", [num_warps, num_stages, 128, 64]`; empty for None.
+    """`config` as operators take it: `"BLOCK_M BLOCK_N", [num_warps, num_stages, 0, 128, 64]`; empty for None.
 
-    Numbers stay numbers, as a tracer may hold symbols in their place.
+    The third number is `max_registers`, 0 for None. Numbers stay numbers, as a tracer may hold symbols in their place.
     """
     if config is None:
         return "", []
     names, values = [name for name, _ in config.blocks], [value for _, value in config.blocks]
-    return " ".join(names), [config.num_warps, config.num_stages, *values]
+    return " ".join(names), [config.num_warps, config.num_stages, config.max_registers or 0, *values]
 
 
 def _read(blocks: str, config: Sequence[int]) -> Config | None:
     """The configuration that `_written` wrote."""
     if not config:
         return None
-    num_warps, num_stages, *values = config
-    return Config(tuple(zip(blocks.split(), values, strict=True)), num_warps, num_stages)
+    num_warps, num_stages, max_registers, *values = config
+    return Config(tuple(zip(blocks.split(), values, strict=True)), num_warps, num_stages, max_registers or None)
 
 
 def _nothing(like: Tensor) -> Tensor:
