@@ -28,11 +28,16 @@ def bias_by_distance(position_bias: Tensor, max_distance: int, bidirectional: bo
     Returns:
         `[heads, 2 * reach + 1]` in the bias's dtype, and the reach: the bias at a distance `d` of key position minus
         query position stands in column `clamp(d, -reach, reach) + reach`.
+
+    The first call with a setting on a device copies its table of buckets there, which waits, and which no CUDA graph
+    may capture: make one call before the capture. The table is kept as long as the process runs, 16 bytes a distance.
     """
     buckets = _buckets(position_bias.shape[0], max_distance, bidirectional, position_bias.device)
     return position_bias.t().index_select(1, buckets), max_distance
 
 
-@functools.lru_cache(maxsize=64)
+@functools.cache
 def _buckets(num_buckets: int, max_distance: int, bidirectional: bool, device: torch.device) -> Tensor:
-    return bucket_table(num_buckets, max_distance, bidirectional).to(device)
+    # Whoever calls first, the table serves all: a tensor made in inference mode could not, once a gradient is recorded.
+    with torch.inference_mode(False), torch.no_grad():
+        return bucket_table(num_buckets, max_distance, bidirectional).to(device)
