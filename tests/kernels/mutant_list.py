@@ -16,11 +16,11 @@ ATTENTION_TESTS = (
     "test_attention_properties.py",
 )
 TRIGRAM_TESTS = ("test_trigram.py", "test_trigram_properties.py")
-POOL_TESTS = ("test_pool.py", "test_pool_properties.py")
+POOL_TESTS = ("test_pool.py", "test_pool_mutants.py", "test_pool_properties.py")
 
 KERNELS = (
     Kernel("attention_forward", ATTENTION_TESTS, FORWARD),
-    Kernel("schedule", ATTENTION_TESTS, SCHEDULE),
+    Kernel("schedule", ("test_schedule.py", "test_schedule_mutants.py", "test_attention.py"), SCHEDULE),
     Kernel("decode", ("test_decode.py", "test_decode_mutants.py", "test_decode_properties.py"), DECODE),
     Kernel("rope", ("test_rope.py", "test_rope_mutants.py", "test_rope_properties.py"), ROPE),
     Kernel("embed", ("test_embed.py", "test_embed_mutants.py", "test_embed_properties.py"), EMBED),
