@@ -250,10 +250,15 @@ SCHEDULE = (
     Mutant("blocks = (length + ROWS - 1) // ROWS", "blocks = length // ROWS + 1", "full texts list one tile too many"),
     Mutant("2 * (first + block).to(tl.int64)", "(first + block).to(tl.int64)", "entries overlap"),
     Mutant("tl.zeros_like(block) + text", "tl.zeros_like(block) + first", "a tile's text is its place"),
-    Mutant("mask=block < blocks)", "mask=block <= blocks)", "one tile too many is listed", (1, 2)),
+    Mutant("(block < blocks) & (first", "(block <= blocks) & (first", "one tile too many is listed"),
     Mutant(
-        "tl.store(entries + 1, block, mask=block < blocks)",
-        "tl.store(entries + 1, block + 1, mask=block < blocks)",
+        "mask = (block < blocks) & (first + block < num_tiles)",
+        "mask = block < blocks",
+        "tiles that the list has no room for are written",
+    ),
+    Mutant(
+        "tl.store(entries + 1, block, mask=mask)",
+        "tl.store(entries + 1, block + 1, mask=mask)",
         "blocks are counted from 1",
     ),
     Mutant("if text == num_texts - 1:", "if text == num_texts:", "nobody marks what is left"),

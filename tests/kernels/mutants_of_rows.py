@@ -285,7 +285,7 @@ POOL = (
     Mutant("if (part == 0) | (low < stop):", "if low < stop:", "nobody writes a text that is skipped"),
     Mutant("if (part == 0) | (low < stop):", "if (part == 0) | (low <= stop):", "a part too many"),
     Mutant(
-        "tl.minimum(stop - low, SPLIT)",
+        "tl.minimum(stop - low, SPLIT).to(tl.int32)",
         "SPLIT",
         "a part reads on beyond its text",
         survives="what lies beyond the text is masked: time is lost, nothing else",

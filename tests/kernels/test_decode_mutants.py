@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from operands import normal, sparse
+from operands import laid_out, normal, sparse
 
 from padless.engine.ops.decode import decode_attention as eager
 from padless.kernels.decode import decode_attention
@@ -30,11 +30,22 @@ def test_a_bias_of_minus_infinity_hides_keys(length: int) -> None:
     assert not got[0][:, 1].any()
 
 
+def test_queries_keys_and_values_may_lie_differently() -> None:
+    near = [normal(rows, 2, 24, seed=rows, dtype=torch.float16) for rows in (4, 40, 41)]
+    q, k, v = near[0], near[1], near[2][:40]
+    where = torch.tensor([0, 3, 20, 39]), torch.tensor([40, 5, 17, 1], dtype=torch.int32), 40
+    expected = decode_attention(q, k, v, *where)
+    for layouts in (("dense", "columns", "dense"), ("columns", "dense", "every second")):
+        other_q, other_k, other_v = (laid_out(x, layout) for x, layout in zip((q, k, v), layouts, strict=True))
+        torch.testing.assert_close(decode_attention(other_q, other_k, other_v, *where), expected, rtol=0, atol=0)
+
+
 # Not aligned, so that offsets are computed in elements and not in units of several.
 @pytest.mark.parametrize("strides", [(2**29 + 1, 16, 1), (16, 2**29 + 1, 1)])
 def test_queries_and_heads_beyond_two_to_the_31_elements(strides: tuple[int, ...], tmp_path: Path) -> None:
     near = normal(7, 6, 16, seed=1, dtype=torch.float16)
     far = sparse(tmp_path, 6 * max(strides) + 112, torch.float16).as_strided(near.shape, strides).copy_(near)
     where = torch.arange(7) // 2, torch.tensor([3, 1, 2, 0, 4, 2, 3], dtype=torch.int32), 4
-    assert torch.equal(decode_attention(far, near, near, *where), decode_attention(near, near, near, *where))
-    assert torch.equal(decode_attention(near, far, far, *where), decode_attention(near, near, near, *where))
+    expected = decode_attention(near, near, near, *where)
+    for arguments in ((far, near, near), (near, far, near), (near, near, far)):
+        torch.testing.assert_close(decode_attention(*arguments, *where), expected, rtol=0, atol=0)
