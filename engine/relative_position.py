@@ -28,8 +28,36 @@ def relative_position_bucket(distance: Tensor, num_buckets: int, max_distance: i
         int64 bucket indices of `distance`'s shape, in `[0, num_buckets)`.
 
     Raises:
-        OptionError: `max_distance` lies among the distances that have a bucket of their own.
+        OptionError: there are too few buckets, or `max_distance` lies among the distances with one of their own.
     """
+    if distance.device.type == "cpu":
+        return _buckets(distance, num_buckets, max_distance, bidirectional)
+    # Other devices round logarithms in ways of their own.
+    table = bucket_table(num_buckets, max_distance, bidirectional).to(distance.device)
+    return _look_up(distance, table)
+
+
+def bucket_table(num_buckets: int, max_distance: int, bidirectional: bool) -> Tensor:
+    """The bucket of every distance from `-max_distance` to `max_distance`; what lies beyond has the bucket of the end.
+
+    Returns:
+        int64 `[2 * max_distance + 1]`, on the CPU: where logarithms are rounded elsewhere, no border moves.
+    """
+    reach = max(max_distance, 0)  # a negative one is refused below
+    return _buckets(torch.arange(-reach, reach + 1), num_buckets, max_distance, bidirectional)
+
+
+def _look_up(distance: Tensor, table: Tensor) -> Tensor:
+    reach = table.shape[0] // 2
+    return table[distance.clamp(-reach, reach) + reach]
+
+
+def _buckets(distance: Tensor, num_buckets: int, max_distance: int, bidirectional: bool) -> Tensor:
+    """`relative_position_bucket` of distances on the CPU."""
+    fewest = 4 if bidirectional else 2
+    if num_buckets < fewest:
+        kind = "bidirectional" if bidirectional else "unidirectional"
+        raise OptionError(f"position_bias: expected {fewest} or more buckets of a {kind} bias, got {num_buckets}")
     first = torch.zeros_like(distance)
     if bidirectional:
         num_buckets //= 2
@@ -46,14 +74,3 @@ def relative_position_bucket(distance: Tensor, num_buckets: int, max_distance: i
     far = torch.log(distance.clamp(min=1).float() / exact) / math.log(max_distance / exact) * (num_buckets - exact)
     far = (exact + far.long()).clamp(max=num_buckets - 1)
     return first + torch.where(distance < exact, distance, far)
-
-
-def bucket_table(num_buckets: int, max_distance: int, bidirectional: bool) -> Tensor:
-    """The bucket of every distance from `-max_distance` to `max_distance`; what lies beyond has the bucket of the end.
-
-    Returns:
-        int64 `[2 * max_distance + 1]`, on the CPU: where logarithms are rounded elsewhere, no border moves.
-    """
-    return relative_position_bucket(
-        torch.arange(-max_distance, max_distance + 1), num_buckets, max_distance, bidirectional
-    )

@@ -135,12 +135,28 @@ def rms_norm_op(layer: nn.Module, hidden_size: int, eps: float) -> BoundOp:
     return BoundOp("rms_norm", Source(layer, "weight"), facts={"hidden": hidden_size}, eps=eps)
 
 
-def attention_op(head_dim: int, *, window: tuple[int, int] = (-1, -1), bias: str = "none", **options: Any) -> BoundOp:
-    """The `attention` op of texts to themselves; options as in `engine/ops/attention.py`."""
-    kind = "full" if window == (-1, -1) else "sliding"
+def attention_op(
+    head_dim: int,
+    *,
+    window: tuple[int, int] = (-1, -1),
+    causal: bool = False,
+    bias: str = "none",
+    cross: bool = False,
+    **options: Any,
+) -> BoundOp:
+    """The `attention` op, with the options of `engine/ops/attention.py`; `cross`: calls will pass `cu_seqlens_k`."""
+    left, right = (max(edge, -1) for edge in window)
+    if causal and left >= 0:
+        # Some keys to the left and none to the right: a window, which more rows serve.
+        causal, right = False, 0
+    kind = "causal" if causal else "full" if (left, right) == (-1, -1) else "sliding"
+    if kind == "causal":
+        options["causal"] = True
     if kind == "sliding":
-        options["window"] = window
-    return BoundOp("attention", facts={"head_dim": head_dim, "window": kind, "bias": bias}, **options)
+        options["window"] = (left, right)
+    facts = {"head_dim": head_dim, "window": kind, "bias": bias}
+    facts |= {"cross": cross, "lse": bool(options.get("return_lse"))}
+    return BoundOp("attention", facts=facts, **options)
 
 
 def attend(

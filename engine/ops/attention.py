@@ -19,6 +19,9 @@ from ..relative_position import relative_position_bucket
 
 __all__ = ["attention_with_weights", "varlen_attention"]
 
+HUGE = 2.0**16
+"""A log-sum-exp so large is rounded, in fp32, by a part in 256 of a weight; that is as much as the scores are."""
+
 
 def varlen_attention(
     q: Tensor,
@@ -136,7 +139,10 @@ def _weights(
         scores = scores + position_bias[buckets].permute(2, 0, 1).to(statistics)
     scores = scores.masked_fill(~_visible(distance, window, causal), -math.inf)
     lse = torch.logsumexp(scores, dim=-1)
-    return torch.exp(scores - lse.masked_fill(lse.isneginf(), 0.0)[..., None]), lse
+    subtracted = lse.masked_fill(lse.isneginf(), 0.0)[..., None]
+    weights = torch.exp(scores - subtracted)
+    # Next to huge scores lse has lost what makes the weights sum to 1.
+    return weights / torch.where(subtracted.abs() < HUGE, 1.0, weights.sum(dim=-1, keepdim=True)), lse
 
 
 def _relative_positions(length_q: int, length_k: int, device: torch.device) -> Tensor:

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from ..contract import Call
 from ..errors import BackendError
-from .flash_limits import aligned, nothing_seen, refusals, with_lse
+from .flash_limits import aligned, longest_keys, nothing_seen, refusals, refuse_bias, with_lse
 
 __all__ = ["unsupported", "varlen_attention"]
 
@@ -141,19 +141,24 @@ def varlen_attention(
     window: tuple[int, int] = (-1, -1),
     causal: bool = False,
     softmax_scale: float | None = None,
+    position_bias: Tensor | None = None,
+    bias_max_distance: int = 128,
+    bias_bidirectional: bool = True,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """As `engine/ops/attention.py`, without T5's bias, in fp16 or bf16.
 
     Raises:
+        InputError: a bias is given.
         BackendError: no such library can serve here.
     """
     generation, attend = CHOICE.generation, CHOICE.attend
     if generation is None or attend is None:
         raise BackendError(f"the flash_attn row cannot serve: {'; '.join(CHOICE.reasons)}")
+    refuse_bias("flash_attn", position_bias)
     if q.shape[0] == 0 or k.shape[0] == 0:
         return nothing_seen(q, return_lse)
-    longest_k = max_seqlen if max_seqlen_k is None else max_seqlen_k
+    longest_k = longest_keys(k, max_seqlen, cu_seqlens_k, max_seqlen_k)
     if generation.number == 2:
         max_seqlen, longest_k = max(max_seqlen, 2), longest_k if cu_seqlens_k is None else longest_k + max_seqlen
     left, right = (generation.open_edge if edge < 0 else edge for edge in window)

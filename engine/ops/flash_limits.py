@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ..contract import Call
+from ..errors import InputError
 
-__all__ = ["aligned", "nothing_seen", "refusals", "with_lse"]
+__all__ = ["aligned", "longest_keys", "nothing_seen", "refusals", "refuse_bias", "with_lse"]
 
 DTYPES = (torch.float16, torch.bfloat16)
 MAX_HEAD_DIM = 256
@@ -27,6 +28,19 @@ def refusals(call: Call) -> list[str]:
     if call.head_dim is not None and (call.head_dim > MAX_HEAD_DIM or call.head_dim % ALIGNMENT):
         reasons.append(f"needs head_dim up to {MAX_HEAD_DIM}, a multiple of {ALIGNMENT}, got {call.head_dim}")
     return reasons
+
+
+def refuse_bias(row: str, position_bias: Tensor | None) -> None:
+    """Raise InputError for a call with a bias, which dispatch never makes to `row`."""
+    if position_bias is not None:
+        raise InputError(f"attention: the {row} row takes no position_bias, got one of {list(position_bias.shape)}")
+
+
+def longest_keys(k: Tensor, max_seqlen: int, cu_seqlens_k: Tensor | None, max_seqlen_k: int | None) -> int:
+    """An upper bound on the keys of a text: all there are, where the caller says nothing of texts of their own."""
+    if cu_seqlens_k is None:
+        return max_seqlen
+    return len(k) if max_seqlen_k is None else max_seqlen_k
 
 
 def aligned(x: Tensor) -> Tensor:

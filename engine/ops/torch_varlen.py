@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ..contract import Call
 from ..errors import BackendError
-from .flash_limits import aligned, nothing_seen, refusals, with_lse
+from .flash_limits import aligned, longest_keys, nothing_seen, refusals, refuse_bias, with_lse
 
 __all__ = ["unsupported", "varlen_attention"]
 
@@ -71,18 +71,23 @@ def varlen_attention(
     window: tuple[int, int] = (-1, -1),
     causal: bool = False,
     softmax_scale: float | None = None,
+    position_bias: Tensor | None = None,
+    bias_max_distance: int = 128,
+    bias_bidirectional: bool = True,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """As `engine/ops/attention.py`, without T5's bias, in fp16 or bf16.
 
     Raises:
+        InputError: a bias is given.
         BackendError: this torch has no such attention.
     """
     if MODULE is None:
         raise BackendError(f"the torch_varlen row needs torch 2.11 or newer, got {torch.__version__}")
+    refuse_bias("torch_varlen", position_bias)
     if q.shape[0] == 0 or k.shape[0] == 0:
         return nothing_seen(q, return_lse)
-    longest_k = max_seqlen if max_seqlen_k is None else max_seqlen_k
+    longest_k = longest_keys(k, max_seqlen, cu_seqlens_k, max_seqlen_k)
     options: dict[str, Any] = {}
     if "enable_gqa" in TAKEN:
         options["enable_gqa"] = q.shape[1] != k.shape[1]

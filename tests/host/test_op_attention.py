@@ -16,9 +16,11 @@ from transformers import T5Config
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from padless.engine.contract import Call
+from padless.engine.errors import InputError, OptionError
+from padless.engine.models.blocks import attention_op
 from padless.engine.ops.attention import varlen_attention
 from padless.engine.ops.cpu import attention as cpu
-from padless.engine.relative_position import relative_position_bucket
+from padless.engine.relative_position import _look_up, bucket_table, relative_position_bucket
 
 Bias = Callable[[int, int], np.ndarray]
 
@@ -280,6 +282,76 @@ def test_buckets_are_those_of_t5(buckets: int, max_distance: int, bidirectional:
     distances = torch.cat([torch.arange(-600, 601), torch.tensor([-(2**31), -(2**20), 2**20, 2**31])])
     theirs = T5Attention._relative_position_bucket(distances, bidirectional, buckets, max_distance)
     assert torch.equal(relative_position_bucket(distances, buckets, max_distance, bidirectional), theirs)
+
+
+@pytest.mark.parametrize(("buckets", "max_distance", "bidirectional"), BIASES + BORDERS)
+def test_the_table_says_what_the_formula_says(buckets: int, max_distance: int, bidirectional: bool) -> None:
+    # Devices other than the CPU look distances up in it, as the kernels do.
+    distances = torch.tensor([*range(-600, 601), -(2**31), 2**31]).view(3, -1)
+    expected = relative_position_bucket(distances, buckets, max_distance, bidirectional)
+    assert torch.equal(_look_up(distances, bucket_table(buckets, max_distance, bidirectional)), expected)
+    assert relative_position_bucket(distances.to("meta"), buckets, max_distance, bidirectional).shape == (3, 401)
+
+
+@pytest.mark.parametrize(
+    ("buckets", "max_distance", "bidirectional", "words"),
+    [
+        (3, 128, True, "expected 4 or more buckets of a bidirectional bias, got 3"),
+        (0, 128, True, "expected 4 or more buckets"),
+        (1, 128, False, "expected 2 or more buckets of a unidirectional bias, got 1"),
+        (32, 8, True, "expected more than 8"),
+        (32, 16, False, "expected more than 16"),
+        (32, -1, True, "expected more than 8"),
+    ],
+)
+def test_buckets_that_cannot_be_are_refused(buckets: int, max_distance: int, bidirectional: bool, words: str) -> None:
+    with pytest.raises(OptionError, match=words):
+        relative_position_bucket(torch.arange(4), buckets, max_distance, bidirectional)
+    with pytest.raises(OptionError, match=words):
+        bucket_table(buckets, max_distance, bidirectional)
+    relative_position_bucket(torch.arange(4), 4 if bidirectional else 2, 128, bidirectional)
+
+
+@pytest.mark.parametrize("size", [1e7, 1e12, 1e30])
+def test_weights_sum_to_1_next_to_large_scores(size: float) -> None:
+    q, k, v = random_qkv((5, 0, 3), dtype=torch.float32)
+    out = attend(q, k, v, starts((5, 0, 3)), 5, position_bias=torch.full((32, 2), size), window=(2, 2))
+    assert out.isfinite().all()
+    assert out.abs().max() <= v.abs().max() * (1 + 1e-6)
+    ones = attend(q, k, torch.ones_like(v), starts((5, 0, 3)), 5, position_bias=torch.full((32, 2), -size))
+    torch.testing.assert_close(ones, torch.ones_like(v))
+
+
+@pytest.mark.parametrize("window", [(-1, -1), (3, -1), (3, 9), (-1, 9), (-5, -2)])
+def test_a_causal_op_is_served_on_a_cpu(window: tuple[int, int]) -> None:
+    q, k, v = random_qkv((7, 1, 13), dtype=torch.float32)
+    op = attention_op(q.shape[2], window=window, causal=True, softmax_scale=0.3)
+    op.bind(torch.device("cpu"), torch.float32, backend="auto", deterministic=False)
+    arguments = (q, k, v, starts((7, 1, 13)), 13)
+    out = op(*arguments)
+    torch.testing.assert_close(out, attend(*arguments, window=window, causal=True, softmax_scale=0.3))
+    assert op.resolution is not None
+    # With an edge on the left it is a window like any other.
+    sliding = window[0] >= 0
+    assert (op.resolution.impl.name, op.resolution.call.window) == (
+        ("cpu", "sliding") if sliding else ("eager", "causal")
+    )
+
+
+def test_an_op_knows_its_facts_by_its_options() -> None:
+    op = attention_op(16, return_lse=True, cross=True)
+    op.bind(torch.device("cpu"), torch.float32, backend="auto", deterministic=False)
+    assert op.resolution is not None
+    call = op.resolution.call
+    assert (call.window, call.lse, call.cross, op.resolution.impl.name) == ("full", True, True, "eager")
+    q, k, v = random_qkv((2, 3), lengths_k=(4, 0), dtype=torch.float32)
+    _, lse = op(q, k, v, starts((2, 3)), 3, cu_seqlens_k=starts((4, 0)), max_seqlen_k=4)
+    assert lse.shape == (2, 5)
+    plain = attention_op(16, window=(-1, -3))
+    plain.bind(torch.device("cpu"), torch.float32, backend="auto", deterministic=False)
+    assert plain.resolution is not None
+    call = plain.resolution.call
+    assert (call.window, call.lse, call.cross, plain.options) == ("full", False, False, {})
 
 
 def fused_views(lengths: Sequence[int], heads: int, head_dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -560,6 +632,17 @@ def test_cpu_row_where_a_bias_takes_the_exponentials_out_of_range(magnitude: flo
     lengths = (40, 3)
     check_cpu_row(*random_qkv(lengths, dtype=dtype), lengths, position_bias=bias)
     check_cpu_row(*random_qkv(lengths, dtype=dtype), lengths, window=(2, 2), position_bias=bias)
+
+
+def test_cpu_row_refuses_in_one_line_what_it_does_not_serve() -> None:
+    q, k, v = random_qkv((3, 2), dtype=torch.float32)
+    refused: list[dict[str, Any]] = [{"causal": True}, {"return_lse": True}, {"cu_seqlens_k": starts((3, 2))}]
+    for options in refused:
+        with pytest.raises(InputError, match=f"the cpu row takes none of .* got {next(iter(options))}$"):
+            cpu.varlen_attention(q, k, v, starts((3, 2)), 3, **options)
+    whole: dict[str, Any] = {"cu_seqlens_k": None, "max_seqlen_k": None, "causal": False, "return_lse": False}
+    out = cpu.varlen_attention(q, k, v, starts((3, 2)), 3, **whole)
+    assert torch.equal(out, cpu.varlen_attention(q, k, v, starts((3, 2)), 3))
 
 
 def test_cpu_row_says_what_it_cannot_do() -> None:

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from padless.engine.contract import Call
-from padless.engine.errors import BackendError
+from padless.engine.errors import BackendError, InputError
 from padless.engine.ops import flash, flash_limits, torch_varlen
 from padless.engine.ops.attention import varlen_attention as eager
 
@@ -218,6 +218,34 @@ def test_nothing_to_attend_to_is_not_launched(
     for row in (flash.varlen_attention, torch_varlen.varlen_attention):
         assert_as_eager(row(**call, return_lse=True), call, return_lse=True)
         assert_as_eager(row(**call), call)
+
+
+@pytest.mark.parametrize("row", [flash, torch_varlen], ids=["flash_attn", "torch_varlen"])
+def test_the_whole_signature_is_taken_but_no_bias(
+    row: ModuleType, generation: int, torch_kernel: list[dict[str, Any]]
+) -> None:
+    call = inputs([3, 0, 4], None)
+    theirs = inspect.signature(eager).parameters
+    assert [(p.name, p.default, p.kind) for p in inspect.signature(row.varlen_attention).parameters.values()] == [
+        (p.name, p.default, p.kind) for p in theirs.values()
+    ]
+    defaults = {name: p.default for name, p in theirs.items() if p.default is not inspect.Parameter.empty}
+    assert_as_eager(row.varlen_attention(**{**defaults, **call}), call)
+    with pytest.raises(InputError, match=r"row takes no position_bias, got one of \[32, 2\]$"):
+        row.varlen_attention(**call, position_bias=torch.zeros(32, 2))
+
+
+@pytest.mark.parametrize("window", WINDOWS, ids=str)
+@pytest.mark.parametrize("batch", [([1, 2], [5, 6]), ([3, 1, 2], [0, 9, 1])], ids=str)
+def test_the_longest_keys_need_not_be_known(
+    generation: int, torch_kernel: list[dict[str, Any]], batch: tuple[list[int], list[int]], window: tuple[int, int]
+) -> None:
+    call = inputs(*batch)
+    del call["max_seqlen_k"]
+    for row in (flash, torch_varlen):
+        assert_as_eager(row.varlen_attention(**call, window=window), call, window=window)
+    assert flash_limits.longest_keys(call["k"], 2, call["cu_seqlens_k"], None) == len(call["k"])
+    assert flash_limits.longest_keys(call["k"], 2, None, 7) == 2
 
 
 def test_rows_that_do_not_start_at_16_bytes_are_copied(generation: int) -> None:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ...contract import Call
+from ...errors import InputError
 from ...relative_position import relative_position_bucket
 
 __all__ = ["unsupported", "varlen_attention"]
@@ -60,13 +61,25 @@ def varlen_attention(
     cu_seqlens: Tensor,
     max_seqlen: int,
     *,
+    cu_seqlens_k: Tensor | None = None,
+    max_seqlen_k: int | None = None,
     window: tuple[int, int] = (-1, -1),
+    causal: bool = False,
     softmax_scale: float | None = None,
     position_bias: Tensor | None = None,
     bias_max_distance: int = 128,
     bias_bidirectional: bool = True,
+    return_lse: bool = False,
 ) -> Tensor:
-    """As `engine/ops/attention.py`, for self-attention in fp32 or bf16."""
+    """As `engine/ops/attention.py`, for self-attention in fp32 or bf16.
+
+    Raises:
+        InputError: asked for what `unsupported` refuses: other texts' keys, causal attention, the log-sum-exp.
+    """
+    if cu_seqlens_k is not None or causal or return_lse:
+        asked = {"cu_seqlens_k": cu_seqlens_k is not None, "causal": causal, "return_lse": return_lse}
+        names = ", ".join(name for name, is_asked in asked.items() if is_asked)
+        raise InputError(f"attention: the cpu row takes none of cu_seqlens_k, causal and return_lse, got {names}")
     heads, head_dim = q.shape[1:]
     if k.shape[1] != heads:
         k, v = (x.repeat_interleave(heads // k.shape[1], dim=1) for x in (k, v))
