@@ -19,7 +19,7 @@ from .gpu_bits import some
 from .gpu_case import Case, Context, Figures
 from .gpu_ceilings import run_ceilings
 from .gpu_oracle import check_attention, relative_error
-from .gpu_peers import PEERS, Absent, Peer, build_peer
+from .gpu_peers import PEERS, UNPROVEN, Absent, Peer, build_peer
 from .gpu_problem import Inputs, Problem, make_inputs
 from .gpu_timing import Timing, measure, ratio_of_rounds
 
@@ -73,6 +73,13 @@ def cases(context: Context) -> list[Case]:
         for length in (512, 4096)
     ]
     found.append(Case("causal/2048", functools.partial(_against_peers, replace(bf16(2048), causal=True), {})))
+    unproven = functools.partial(_against_peers, names=(UNPROVEN,))
+    found += [
+        Case(f"gluon/{length}", functools.partial(unproven, bf16(length), {"target_tflops": TARGETS[length]}))
+        for length in (4096, 512)
+    ]
+    found.append(Case("gluon d128/4096", functools.partial(unproven, bf16(4096, head_dim=128), {})))
+    found.append(Case("gluon mixed/2048", functools.partial(unproven, _ragged(2048), {})))
     return found
 
 
@@ -100,12 +107,14 @@ def _ragged(longest: int) -> Problem:
     return Problem(tuple(lengths), 16, 64, torch.bfloat16)
 
 
-def _against_peers(problem: Problem, extra: Figures, context: Context) -> Figures:
-    """Ours and every peer that is there on one problem."""
+def _against_peers(problem: Problem, extra: Figures, context: Context, names: Sequence[str] | None = None) -> Figures:
+    """Ours and the peers of these names, or every proven one, as far as they are there, on one problem."""
     inputs = make_inputs(problem, context.device)
-    # flex_attention is compiled for each shape, for seconds: a few must do.
-    flex = problem.head_dim == 64 and max(problem.lengths) in FLEX_LENGTHS
-    failure, calls, absent = _sound(inputs, context, [name for name in PEERS if flex or name != "flex"])
+    if names is None:
+        # flex_attention is compiled for each shape, for seconds: a few must do.
+        flex = problem.head_dim == 64 and max(problem.lengths) in FLEX_LENGTHS
+        names = [name for name in PEERS if name != UNPROVEN and (flex or name != "flex")]
+    failure, calls, absent = _sound(inputs, context, names)
     if failure is not None:
         return {"status": "failed", "reason": failure}
     timings = measure(calls, context)

@@ -49,7 +49,8 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 def cases(context: Context) -> list[Case]:
     """Long ones first: they take the longest, and the short ones fill what is left of the time."""
     attention = _tiny() if context.dry else [*_long(context), *_real(), *_grid()]
-    return [*attention, *gpu_correctness_ops.cases(context)]
+    unproven = [] if context.dry else _unproven()
+    return [*attention, *gpu_correctness_ops.cases(context), *unproven]
 
 
 def attention_call(problem: Problem, device: torch.device, lse: bool = False) -> Call:
@@ -74,16 +75,20 @@ def _case(name: str, problem: Problem, *, texts: Sequence[int] | None = None, he
     return Case(name, lambda context: _check(context, problem, texts, lse, heavy), heavy)
 
 
-def _check(context: Context, problem: Problem, texts: Sequence[int] | None, lse: bool, heavy: bool) -> Figures:
-    from ..kernels import attention
+def _check(
+    context: Context, problem: Problem, texts: Sequence[int] | None, lse: bool, heavy: bool, gluon: bool = False
+) -> Figures:
+    from ..kernels import attention, attention_hopper
 
-    reasons = attention.unsupported(attention_call(problem, context.device, lse))
+    attend = attention_hopper.varlen_attention if gluon else attention.varlen_attention
+    refusals = attention_hopper.refusals if gluon else attention.unsupported
+    reasons = refusals(attention_call(problem, context.device, lse))
     if reasons:
         return {"status": "left out", "reason": "; ".join(reasons)}
     inputs = make_inputs(problem, context.device)
 
     def run(given: Inputs) -> tuple[Tensor, ...]:
-        result = attention.varlen_attention(*given.arguments(), **given.options(), return_lse=lse)
+        result = attend(*given.arguments(), **given.options(), return_lse=lse)
         return result if isinstance(result, tuple) else (result,)
 
     poison([inputs.q])
@@ -139,6 +144,22 @@ def _real() -> list[Case]:
         _case("attention/real MegatronBERT causal", Problem(_lengths(32768, 64, 2048), 16, 64, half, causal=True)),
         _case("attention/real fp32", Problem(news[:64], 12, 64, torch.float32)),
     ]
+
+
+def _unproven() -> list[Case]:
+    """The Gluon kernel, which no GPU has run and which might hang: after all others."""
+    bf16 = Problem(HOSTILE, 4, 64, torch.bfloat16)
+    problems = {
+        "bf16 d64": bf16,
+        "fp16 d128 lse": Problem(HOSTILE, 4, 128, torch.float16),
+        "bf16 d128 grouped heads": Problem(HOSTILE, 8, 128, torch.bfloat16, heads_k=2),
+        "bf16 d64 equal": replace(bf16, lengths=(384,) * 5),
+    }
+
+    def case(name: str, problem: Problem) -> Case:
+        return Case(f"gluon/{name}", lambda here: _check(here, problem, None, name.endswith("lse"), False, True))
+
+    return [case(name, problem) for name, problem in problems.items()]
 
 
 def _long(context: Context) -> list[Case]:

@@ -1,6 +1,7 @@
-"""The attention kernels of others, each behind one call with our packed inputs; absent ones say why.
+"""The attention kernels of others, and an unproven one of ours, each behind one call with our packed inputs.
 
-What a peer needs beyond the inputs (another layout, a mask, a compilation) is made before, outside of its time.
+Absent ones say why. What a peer needs beyond the inputs (another layout, a mask, a compilation) is made before, outside
+of its time.
 """
 
 from __future__ import annotations
@@ -20,7 +21,11 @@ from torch.nn.functional import scaled_dot_product_attention
 from ..engine.relative_position import bucket_table
 from .gpu_problem import BIAS_REACH, BUCKETS, Inputs
 
-__all__ = ["PEERS", "Absent", "Peer", "build_peer"]
+__all__ = ["PEERS", "UNPROVEN", "Absent", "Peer", "build_peer"]
+
+
+UNPROVEN = "padless gluon"
+"""Our kernel that no GPU has run. It might hang, and take with it the case that it is in: it has cases of its own."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,17 @@ def _torch_varlen(inputs: Inputs) -> Peer:
     cu_seqlens, longest = inputs.arguments()[3:]
     q, k, v = inputs.q, inputs.k, inputs.v
     return Peer(lambda: varlen_attn(q, k, v, cu_seqlens, cu_seqlens, longest, longest, **options), _first)
+
+
+def _padless_gluon(inputs: Inputs) -> Peer:
+    from ..kernels import attention_hopper
+    from .gpu_correctness import attention_call
+
+    reasons = attention_hopper.refusals(attention_call(inputs.problem, inputs.q.device))
+    if reasons:
+        raise Absent("; ".join(reasons))
+    arguments, options = inputs.arguments(), inputs.options()
+    return Peer(lambda: attention_hopper.varlen_attention(*arguments, **options), _first)
 
 
 def _window_option(function: Callable[..., Any], name: str, inputs: Inputs) -> dict[str, Any]:
@@ -199,4 +215,5 @@ PEERS: dict[str, Callable[[Inputs], Peer]] = {
     "sdpa flash": functools.partial(_sdpa, SDPBackend.FLASH_ATTENTION),
     "sdpa cudnn": functools.partial(_sdpa, SDPBackend.CUDNN_ATTENTION),
     "flex": _flex,
+    UNPROVEN: _padless_gluon,
 }

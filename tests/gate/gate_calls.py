@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from padless.kernels import attention, decode, embed, pool, rope, schedule, trigram
+from padless.kernels import attention, attention_hopper, decode, embed, pool, rope, schedule, trigram
 from padless.kernels.launch import Config
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "call_attention",
     "call_decode",
     "call_embed",
+    "call_hopper",
     "call_pool",
     "call_rope",
     "call_tiles",
@@ -75,6 +76,15 @@ def call_attention(
         options["max_seqlen_k"] = 876
         k, v = _rows(1777, 2, k.shape[1], head_dim, dtype=DTYPES[dtype], aligned=aligned).unbind(1)
     attention.varlen_attention(q, k, v, cu_seqlens, LONGEST, **options)
+
+
+def call_hopper(
+    *, dtype: str, head_dim: int, lengths: str, heads: str, lse: bool, aligned: bool, config: Config | None
+) -> None:
+    """The row of Hopper, which serves texts seen whole and without bias."""
+    cu_seqlens = _lengths(lengths == "equal")
+    q, k, v = _projected(int(cu_seqlens[-1]), *_heads(head_dim, heads == "grouped"), head_dim, DTYPES[dtype], aligned)
+    attention_hopper.varlen_attention(q, k, v, cu_seqlens, LONGEST, return_lse=lse, config=config)
 
 
 def call_tiles(*, texts: int, aligned: bool, config: Config | None) -> None:

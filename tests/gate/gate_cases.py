@@ -20,7 +20,7 @@ import torch
 from gate_compile import TARGETS, Target
 from gate_recorder import Launch, recorded
 
-from padless.kernels import attention, decode, embed, pool, rope, trigram
+from padless.kernels import attention, attention_hopper, decode, embed, pool, rope, trigram
 from padless.kernels.launch import Config
 
 __all__ = ["SPACES", "Case", "Space", "complete", "covering", "launches"]
@@ -112,6 +112,14 @@ SPACES: dict[str, Space] = {
         {"lengths": ("mixed", "equal"), **HEADS},
         attention.CANDIDATES,
         ((TMA, WITH_TMA),),
+    ),
+    "attention on Hopper": Space(
+        gate_calls.call_hopper,
+        ("attention_hopper_kernel",),
+        {"dtype": ("bf16", "fp16"), "head_dim": (64, 128)},
+        {"lengths": ("mixed", "equal"), **HEADS},
+        attention_hopper.CANDIDATES,
+        targets=("sm_90",),
     ),
     "tile list": Space(gate_calls.call_tiles, ("_tile_list_kernel",), {"texts": (60, 1, 700, 5000)}),
     "decode": Space(
