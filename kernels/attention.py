@@ -26,6 +26,7 @@ from .limits import (
     require_lengths,
     require_no_gradient,
     require_same_device,
+    require_scale,
 )
 from .registration import traceable
 from .relative_bias import bias_by_distance
@@ -159,7 +160,7 @@ def forward(
     bias, reach = None, 0
     if position_bias is not None:
         bias, reach = bias_by_distance(position_bias, bias_max_distance, bias_bidirectional)
-    scale = head_dim**-0.5 if softmax_scale is None else softmax_scale
+    scale = require_scale("attention", softmax_scale, head_dim)
     block_d = max(next_power_of_2(head_dim), 16)
     unit = channel_unit(q, k, v, out)
     arguments = {
