@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..engine.contract import Call
 from .gpu_attention import CHECKED_QUERIES, checked_heads, equal
 from .gpu_bits import some
 from .gpu_case import Case, Context, Figures
@@ -24,7 +25,7 @@ from .gpu_oracle import check_attention, two_times_rule
 from .gpu_problem import Problem, make_inputs
 from .gpu_timing import measure, ratio_of_rounds
 
-__all__ = ["cases", "label", "warm_cases"]
+__all__ = ["cases", "label", "warm_cases", "worth_trying"]
 
 SECONDS = 30.0
 """What one kind of call may take before its last round."""
@@ -35,6 +36,14 @@ PROCESSES_A_CALL = 6
 
 SHIPPED = "shipped"
 
+REGISTERS = 255
+"""Of a thread: the most there are."""
+
+SHARED_BYTES = 227 << 10
+"""Of a program on sm_90 and sm_100, which have the most."""
+
+SM_OF_TMA = 90
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -43,7 +52,7 @@ class Subject:
     Attributes:
         call: the kernel with a tiling.
         shipped: the tiling it has unless told otherwise.
-        candidates: all it may have.
+        candidates: the others that are worth a try.
         pieces: rows and heads of the output, with what eager gives for them in the same dtype and in fp64.
         broken: why the shipped tiling is wrong, or None.
     """
@@ -73,9 +82,45 @@ def warm_cases(context: Context) -> list[Case]:
 
 
 def label(config: Any) -> str:
-    """A tiling in one line: "BLOCK_M=128 BLOCK_N=64 warps=8 stages=3"."""
+    """A tiling in one line: "BLOCK_M=128 BLOCK_N=64 TMA=1 warps=8 stages=3 registers=255"."""
     blocks = " ".join(f"{name}={value}" for name, value in config.blocks)
-    return f"{blocks} warps={config.num_warps} stages={config.num_stages}"
+    registers = "" if config.max_registers is None else f" registers={config.max_registers}"
+    return f"{blocks} warps={config.num_warps} stages={config.num_stages}{registers}"
+
+
+def worth_trying(candidates: Sequence[Any], shipped: Any, call: Call) -> list[Any]:
+    """The candidates without those that would be another under a second name, or hold more than a GPU has room for.
+
+    Args:
+        candidates: of one kernel.
+        shipped: its tiling unless told otherwise; not among the result.
+        call: the kind of call. Tensor descriptors (TMA) need sm_90: elsewhere the kernel runs without them.
+    """
+    found = {_as_run(shipped, call): shipped}
+    for config in candidates:
+        if not _too_large(config, call):
+            found.setdefault(_as_run(config, call), config)
+    return list(found.values())[1:]
+
+
+def _as_run(config: Any, call: Call) -> tuple[Any, ...]:
+    """What tells one tiling from another on this GPU; no TMA is TMA=0."""
+    blocks = dict(config.blocks)
+    tma = bool(blocks.pop("TMA", 0)) and (call.sm or SM_OF_TMA) >= SM_OF_TMA
+    return tuple(sorted(blocks.items())), tma, config.num_warps, config.num_stages, config.max_registers
+
+
+def _too_large(config: Any, call: Call) -> bool:
+    """Whether the numbers that a tile keeps, or its keys and values in flight, cannot be where they must."""
+    blocks = dict(config.blocks)
+    if "BLOCK_M" not in blocks or "BLOCK_N" not in blocks:
+        return False
+    rows, keys, channels = blocks["BLOCK_M"], blocks["BLOCK_N"], call.head_dim or 64
+    wide = call.dtype == torch.float32
+    # Scores and sums are fp32 in registers; in fp32 so are the operands, as the tensor cores have no use for them.
+    numbers = rows * (keys + channels) + (rows + keys) * channels * wide
+    in_flight = config.num_stages * 2 * keys * channels * call.dtype.itemsize
+    return numbers > REGISTERS * 32 * config.num_warps or in_flight > SHARED_BYTES
 
 
 def _subjects(context: Context) -> dict[str, Prepare]:
@@ -108,7 +153,9 @@ def _attention(problem: Problem, context: Context) -> Subject:
 
     inputs = make_inputs(problem, context.device)
     arguments, options = inputs.arguments(), inputs.options()
-    shipped = default_config(attention_call(problem, context.device))
+    kind = attention_call(problem, context.device)
+    shipped = default_config(kind)
+    candidates = worth_trying(CANDIDATES, shipped, kind)
 
     def call(config: Any) -> Tensor:
         out = varlen_attention(*arguments, **options, config=config)
@@ -117,13 +164,13 @@ def _attention(problem: Problem, context: Context) -> Subject:
 
     pieces: list[tuple[slice, slice, Tensor, Tensor]] = []
     if context.warm:
-        return Subject(call, shipped, CANDIDATES, pieces, None)
+        return Subject(call, shipped, candidates, pieces, None)
     checked = checked_heads(inputs)
     texts, out = some(problem.lengths, 3), call(shipped)[:, : checked.problem.heads]
     verdict = check_attention(
         checked, out, None, context.memory, texts, CHECKED_QUERIES, lambda *piece: pieces.append(piece)
     )
-    return Subject(call, shipped, CANDIDATES, pieces, verdict.broken)
+    return Subject(call, shipped, candidates, pieces, verdict.broken)
 
 
 def _decode(lengths: Sequence[int], capacity: int, heads: int, head_dim: int, context: Context) -> Subject:
@@ -131,7 +178,9 @@ def _decode(lengths: Sequence[int], capacity: int, heads: int, head_dim: int, co
 
     inputs = make_decode(lengths, capacity, heads, head_dim, context)
     problem = Problem((), heads, head_dim, inputs[0].dtype)
-    shipped = default_config(replace(attention_call(problem, context.device), op="decode_attention"))
+    kind = replace(attention_call(problem, context.device), op="decode_attention")
+    shipped = default_config(kind)
+    candidates = worth_trying(CANDIDATES, shipped, kind)
 
     def call(config: Any) -> Tensor:
         out = decode_attention(*inputs, capacity, config=config)
@@ -139,16 +188,17 @@ def _decode(lengths: Sequence[int], capacity: int, heads: int, head_dim: int, co
         return out
 
     if context.warm:
-        return Subject(call, shipped, CANDIDATES, (), None)
+        return Subject(call, shipped, candidates, (), None)
     eager, reference = decode_references(*inputs, capacity)
     pieces = [(slice(None), slice(None), eager, reference)]
-    return Subject(call, shipped, CANDIDATES, pieces, two_times_rule(call(shipped), eager, reference)[3])
+    return Subject(call, shipped, candidates, pieces, two_times_rule(call(shipped), eager, reference)[3])
 
 
 def _compile(prepare: Prepare, deal: int, context: Context) -> Figures:
     subject = prepare(context)
     refused = 0
-    for config in subject.candidates[deal::PROCESSES_A_CALL]:
+    dealt = [subject.shipped, *subject.candidates][deal::PROCESSES_A_CALL]
+    for config in dealt:
         try:
             subject.call(config)
         except Exception:
@@ -167,8 +217,6 @@ def _sweep(prepare: Prepare, context: Context) -> Figures:
     refused: dict[str, str] = {}
     untried = 0
     for config in subject.candidates[:3] if context.dry else subject.candidates:
-        if config == subject.shipped:
-            continue
         if time.monotonic() - start > SECONDS:
             untried += 1
             continue

@@ -1,5 +1,6 @@
 """Timing with the GPU's own clock: cases in turns, a cold L2, and a host that is always ahead.
 
+The calls of a round come in another order each round, so that no call always follows the same one while clocks drift.
 Before each timed call the L2 is overwritten and the GPU is put to sleep for a moment, so that the host has queued the
 whole call before the first event fires: what is measured is the device's time. What the host spent is given beside it.
 A call that waits for the device in its middle pays for that in both.
@@ -7,6 +8,7 @@ A call that waits for the device in its middle pays for that in both.
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -64,9 +66,11 @@ def measure(calls: Mapping[str, Callable[[], object]], context: Context, rounds:
     torch.cuda.synchronize()
     device: dict[str, list[float]] = {name: [] for name in calls}
     host: dict[str, list[float]] = {name: [] for name in calls}
+    order, shuffled = list(calls.items()), random.Random(0)
     for _ in range(rounds):
         pairs = {}
-        for name, call in calls.items():
+        shuffled.shuffle(order)
+        for name, call in order:
             before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             flush.zero_()
             torch.cuda._sleep(SLEEP_CYCLES)

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from padless.bench import gpu_attention, gpu_candidates, gpu_correctness, gpu_pr
 from padless.bench.gpu_case import Context
 from padless.bench.gpu_markdown import render
 from padless.bench.kernel_hash import kernel_hashes
+from padless.engine.contract import Call
+from padless.kernels.launch import Config
 
 
 def report(out: Path, *arguments: str, interpret: bool = True) -> subprocess.CompletedProcess[str]:
@@ -160,6 +163,26 @@ def test_the_cases_of_a_gpu_have_names_of_their_own(part: Any, gibibytes: int) -
     names = [case.name for case in part.cases(Context(torch.device("cpu"), False, gibibytes << 30))]
     assert names
     assert len(set(names)) == len(names)
+
+
+def test_no_tiling_is_tried_twice_or_in_vain() -> None:
+    def of(rows: int, keys: int, *, warps: int = 4, stages: int = 2, **blocks: int) -> Config:
+        return Config.of(warps, stages, 255, BLOCK_M=rows, BLOCK_N=keys, **blocks)
+
+    def asked(sm: int, dtype: torch.dtype = torch.bfloat16, head_dim: int = 64) -> Call:
+        return Call("attention", "cuda", dtype, sm=sm, head_dim=head_dim)
+
+    shipped, twin, tma = of(128, 64), of(128, 64, TMA=0), of(128, 64, TMA=1)
+    other, vast = of(64, 64, TMA=0), of(128, 128, stages=4, TMA=0)
+    everything = [twin, tma, other, replace(other, max_registers=None), vast]
+    tried = gpu_candidates.worth_trying
+    assert tried(everything, shipped, asked(90)) == [tma, other, everything[3], vast]
+    assert tried(everything, shipped, asked(80)) == [other, everything[3], vast]
+    # 128 x 128 scores and as many sums are all that 128 threads have; 4 x 2 x 128 rows of 256 bytes are not there.
+    assert vast not in tried(everything, shipped, asked(90, head_dim=128))
+    assert tried(everything, shipped, asked(90, torch.float32, 128)) == [other, everything[3]]
+    assert gpu_candidates.label(tma) == "BLOCK_M=128 BLOCK_N=64 TMA=1 warps=4 stages=2 registers=255"
+    assert len({gpu_candidates.label(config) for config in (*everything, shipped)}) == 6
 
 
 def test_what_was_measured_reads_as_measured() -> None:
