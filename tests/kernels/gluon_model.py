@@ -16,7 +16,7 @@ import contextvars
 import math
 import random
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,10 +44,9 @@ class GluonKernel:
             source = source.replace(old, new)
         self._namespace: dict[str, Any] = {"__name__": file.stem}
         exec(compile(source.replace("@gluon.jit\n", ""), str(file), "exec"), self._namespace)
-        for key, value in self._namespace.items():
-            # Constants; what they are made of is the language's own.
-            if type(value).__name__ == "constexpr":
-                self._namespace[key] = value.value
+        # Constants; what they are made of is the language's own.
+        constants = {key: it.value for key, it in self._namespace.items() if type(it).__name__ == "constexpr"}
+        self._namespace |= constants
         self._namespace.update(
             gl=_language(), mbarrier=_BARRIERS, copy_tile=_copy, warpgroup_mma=_multiply, warpgroup_mma_wait=_multiplied
         )
@@ -185,17 +184,11 @@ def _set_up(barrier: _Barriers, count: int) -> None:
     one.count = one.missing = count
 
 
-def _expect(barrier: _Barriers, size: int) -> None:
+def _arrive(barrier: _Barriers, size: int = 0) -> None:
+    """An arrival; with a `size`, one that names the bytes still to come."""
     _MACHINE.get().pause("its turn")
     one = barrier.only
     one.bytes += size
-    one.missing -= 1
-    one.settle()
-
-
-def _arrive(barrier: _Barriers) -> None:
-    _MACHINE.get().pause("its turn")
-    one = barrier.only
     one.missing -= 1
     one.settle()
 
@@ -317,8 +310,7 @@ class _Rows:
         bytes_ = torch.zeros(self.block_type.shape, dtype=torch.int64)
         for axis, (start, extent) in enumerate(zip(corner, self.block_type.shape, strict=True)):
             assert -(1 << 31) <= start < 1 << 31, f"coordinate {start} needs more than 32 bits"
-            along = [-1 if other == axis else 1 for other in range(len(corner))]
-            place = (start + torch.arange(extent)).view(along)
+            place = (start + torch.arange(extent)).view([-1 if axis == i else 1 for i in range(len(corner))])
             inside &= (place >= 0) & (place < self._shape[axis])
             bytes_ += place * (self._strides[axis] * size)
         found = torch.zeros(self.block_type.shape, dtype=self.dtype)
@@ -375,10 +367,6 @@ def _nothing(*_arguments: Any) -> None:
     """Layouts have no meaning here."""
 
 
-def _static_range(count: int) -> Iterator[int]:
-    return iter(range(count))
-
-
 def _language() -> SimpleNamespace:
     """What `triton.experimental.gluon.language` is to a kernel."""
     return SimpleNamespace(
@@ -391,7 +379,7 @@ def _language() -> SimpleNamespace:
         warp_specialize=_specialize,
         static_assert=_holds,
         assume=_holds,
-        static_range=_static_range,
+        static_range=range,
         program_id=lambda _axis: torch.tensor(_MACHINE.get().program, dtype=torch.int32),
         load=_Pointer.load,
         store=_Pointer.store,
@@ -409,4 +397,4 @@ def _language() -> SimpleNamespace:
     )
 
 
-_BARRIERS = SimpleNamespace(init=_set_up, expect=_expect, arrive=_arrive, wait=_wait, MBarrierLayout=_nothing)
+_BARRIERS = SimpleNamespace(init=_set_up, expect=_arrive, arrive=_arrive, wait=_wait, MBarrierLayout=_nothing)
