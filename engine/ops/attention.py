@@ -142,7 +142,7 @@ def _weights(
     subtracted = lse.masked_fill(lse.isneginf(), 0.0)[..., None]
     weights = torch.exp(scores - subtracted)
     # Next to huge scores lse has lost what makes the weights sum to 1.
-    return weights / torch.where(subtracted.abs() < HUGE, 1.0, weights.sum(dim=-1, keepdim=True)), lse
+    return weights / torch.where(subtracted.detach().abs() < HUGE, 1.0, weights.sum(dim=-1, keepdim=True)), lse
 
 
 def _relative_positions(length_q: int, length_k: int, device: torch.device) -> Tensor:
