@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import shutil
 import tempfile
+import threading
 import traceback
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -40,13 +41,23 @@ def compile_all(cases: Iterable[Case]) -> Iterator[tuple[Case, Outcome]]:
     """Each case and what came of it, in the order in which they are done."""
     context = multiprocessing.get_context("spawn")
     workers = len(os.sched_getaffinity(0))
-    with (
-        private_cache(),
-        ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads, initargs=(1,)) as pool,
-    ):
+    with private_cache(), ProcessPoolExecutor(workers, context, initializer=_started) as pool:
         waiting = {pool.submit(_compiled, case): case for case in cases}
         for done in as_completed(waiting):
             yield waiting[done], done.result()
+
+
+def _started() -> None:
+    """Set up a process: one thread of torch, and an end when whoever started it has ended, also without a word."""
+    torch.set_num_threads(1)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def _compiled(case: Case) -> Outcome:
