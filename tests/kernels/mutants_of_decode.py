@@ -111,7 +111,6 @@ DECODE = (
         "highest_new = tl.maximum(highest, tl.max(scores, 1))",
         "highest_new = tl.max(scores, 1)",
         "the maximum of this block alone",
-        survives="inside a split every block has a key, so that its own maximum serves as well",
     ),
     Mutant(
         "p = tl.exp(scores - _finite(highest_new)[:, None])",
@@ -186,7 +185,6 @@ DECODE = (
         "highest_new = tl.maximum(highest, tl.max(highest_s, 0))",
         "highest_new = tl.max(highest_s, 0)",
         "the maximum of these splits alone",
-        survives="each step has a split that is filled, so that its own maximum serves as well",
     ),
     Mutant(
         "weight = tl.exp(highest_s - _finite(highest_new))",

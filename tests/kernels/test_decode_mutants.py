@@ -45,7 +45,17 @@ def test_queries_keys_and_values_may_lie_differently() -> None:
 def test_queries_and_heads_beyond_two_to_the_31_elements(strides: tuple[int, ...], tmp_path: Path) -> None:
     near = normal(7, 6, 16, seed=1, dtype=torch.float16)
     far = sparse(tmp_path, 6 * max(strides) + 112, torch.float16).as_strided(near.shape, strides).copy_(near)
-    where = torch.arange(7) // 2, torch.tensor([3, 1, 2, 0, 4, 2, 3], dtype=torch.int32), 4
+    where = torch.arange(7) // 2, torch.tensor([7, 1, 2, 0, 5, 2, 3], dtype=torch.int32), 7
     expected = decode_attention(near, near, near, *where)
     for arguments in ((far, near, near), (near, far, near), (near, near, far)):
         torch.testing.assert_close(decode_attention(*arguments, *where), expected, rtol=0, atol=0)
+
+
+def test_the_highest_score_may_come_first_of_many_splits() -> None:
+    """Hundreds above all that follow: what the first splits left must not be scaled up to infinity."""
+    q, v = torch.ones(1, 1, 16), normal(300, 1, 16, seed=1, dtype=torch.float32)
+    k = torch.full((300, 1, 16), -20.0)
+    k[:2] = 0.0
+    where = torch.tensor([0]), torch.tensor([300], dtype=torch.int32), 300
+    got = decode_attention(q, k, v, *where, softmax_scale=1.0, config=Config.of(SPLIT=16, BLOCK_M=16, BLOCK_N=16))
+    torch.testing.assert_close(got, eager(q, k, v, *where, softmax_scale=1.0), rtol=1e-6, atol=0)
