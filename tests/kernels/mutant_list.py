@@ -10,9 +10,9 @@ from mutants_of_rows import EMBED, POOL, ROPE, TEXTS, TRIGRAM
 __all__ = ["KERNELS"]
 
 ATTENTION_TESTS = (
+    "test_attention_mutants.py",
     "test_attention.py",
     "test_attention_exact.py",
-    "test_attention_mutants.py",
     "test_attention_properties.py",
 )
 TRIGRAM_TESTS = ("test_trigram.py", "test_trigram_properties.py")

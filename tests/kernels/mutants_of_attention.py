@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mutant import Mutant
+from mutant import FMA_ROUNDS_TWICE, Mutant
 
 __all__ = ["FORWARD", "SCHEDULE"]
 
@@ -73,7 +73,7 @@ FORWARD = (
         "tl.fma(scores, scale, -safe[:, None])",
         "scores * scale - safe[:, None]",
         "two roundings instead of one",
-        survives="in the interpreter all paths still round alike, and one rounding more is within the rule",
+        survives=FMA_ROUNDS_TWICE,
     ),
     Mutant(
         "out = acc / tl.where(total == 0.0, 1.0, total)[:, None]",

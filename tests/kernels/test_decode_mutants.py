@@ -51,11 +51,18 @@ def test_queries_and_heads_beyond_two_to_the_31_elements(strides: tuple[int, ...
         torch.testing.assert_close(decode_attention(*arguments, *where), expected, rtol=0, atol=0)
 
 
-def test_the_highest_score_may_come_first_of_many_splits() -> None:
-    """Hundreds above all that follow: what the first splits left must not be scaled up to infinity."""
+@pytest.mark.parametrize("scores", ["falling", "rising", "falling from afar"])
+def test_more_splits_than_are_summed_at_once(scores: str) -> None:
+    """What the first splits left is scaled down where scores rise, and never up to infinity where they fall."""
     q, v = torch.ones(1, 1, 16), normal(300, 1, 16, seed=1, dtype=torch.float32)
-    k = torch.full((300, 1, 16), -20.0)
-    k[:2] = 0.0
+    k = torch.linspace(0.0, 0.3, 300)[:, None, None].repeat(1, 1, 16)
+    if scores != "rising":
+        k = -k
+    if scores == "falling from afar":
+        k[2:] -= 20.0
     where = torch.tensor([0]), torch.tensor([300], dtype=torch.int32), 300
-    got = decode_attention(q, k, v, *where, softmax_scale=1.0, config=Config.of(SPLIT=16, BLOCK_M=16, BLOCK_N=16))
-    torch.testing.assert_close(got, eager(q, k, v, *where, softmax_scale=1.0), rtol=1e-6, atol=0)
+    config = Config.of(SPLIT=16, BLOCK_M=16, BLOCK_N=16)
+    found = decode_attention(q, k, v, *where, softmax_scale=1.0, return_lse=True, config=config)
+    expected = eager(q, k, v, *where, softmax_scale=1.0, return_lse=True)
+    for got, right in zip(found, expected, strict=True):
+        torch.testing.assert_close(got, right, rtol=1e-5, atol=1e-6)
