@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from attention_cases import attend
+from attention_cases import Case, attend, check
 from lengths import packed
 from operands import laid_out
 
@@ -45,3 +45,9 @@ def test_windows_whose_edges_lie_around_those_of_blocks(windows: list[tuple[int,
         output, lse = attend(data, window=(left, right))
         torch.testing.assert_close(lse[0].exp(), (last - first + 1).float(), rtol=1e-5, atol=0)
         torch.testing.assert_close(output[:, 0, 0], (first + last) / 2, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("window", [(-1, -1), (20, 33)])
+def test_a_bias_that_differs_up_to_its_largest_distance(window: tuple[int, int]) -> None:
+    """On both sides, and from head to head within a group: distances 19 and 20 have buckets of their own."""
+    check(Case((70, 5), head_dim=16, bias=(64, 20, True), scale=1.0, window=window, heads=4, heads_k=2))
