@@ -19,6 +19,7 @@ import multiprocessing
 import os
 import re
 import resource
+import signal
 import sys
 import tempfile
 import time
@@ -42,6 +43,8 @@ ROOT = HERE.parents[1]
 PRELOADED = ["numpy", "torch", "triton", "triton.language", "triton.runtime.interpreter"]
 SHARE = 0.9
 """Of the mutants must be killed."""
+CRASHES = (signal.SIGXCPU, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE)
+"""By these a kernel can end its process, SIGXCPU when it takes too long; SIGKILL would be somebody else's."""
 LONGEST_WAIT = 1800.0
 """Seconds until a process is given up that neither ends nor takes CPU time."""
 
@@ -87,7 +90,9 @@ def run_tests(module: str, source: str, tests: Sequence[str], *, cpu_seconds: fl
             raise RunError(f"{module}: no end after {LONGEST_WAIT:.0f} s")
         log = (folder / "log").read_text(encoding="utf-8", errors="replace")
         if not (folder / "result").exists():
-            return Outcome(True, f"the process ended by signal {-(process.exitcode or 0)}", cpu_seconds)
+            if -(process.exitcode or 0) not in CRASHES:
+                raise RunError(f"{module}: the process ended with {process.exitcode} before its tests did\n{log}")
+            return Outcome(True, signal.Signals(-(process.exitcode or 0)).name, cpu_seconds)
         result = json.loads((folder / "result").read_text())
     if result["status"] not in (0, 1) or not result["imported"]:
         raise RunError(f"{module}: pytest ended with {result['status']}, imported: {result['imported']}\n{log}")
@@ -100,7 +105,7 @@ def _child(module: str, file: str, tests: list[str], folder: str, cpu_seconds: i
     log = os.open(os.path.join(folder, "log"), os.O_WRONLY | os.O_CREAT)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds))
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds + 60))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     # Wide enough for pytest to say in one line what failed and how.
     os.environ |= {"HYPOTHESIS_STORAGE_DIRECTORY": folder, "COLUMNS": "300"}
