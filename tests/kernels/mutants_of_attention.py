@@ -217,6 +217,7 @@ FORWARD = (
         "near = tl.minimum(tl.maximum(near, inside), outside)",
         "near = tl.maximum(near, inside)",
         "far blocks go on beyond the whole ones",
+        survives="the first query of a tile stands beside a key, and whole blocks reach at least as far as its block",
     ),
     Mutant(
         "beyond = tl.minimum(tl.maximum(beyond, near), outside)",
