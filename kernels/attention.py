@@ -62,6 +62,8 @@ def default_config(call: Call) -> Config:
     else:
         # The tensor cores of the others read both operands from registers, and sm_86, 89 and 120 have 99 KiB shared.
         rows, keys = (128 if width <= 64 else 64, 32 if width <= 128 else 16)
+        if has_bias and call.head_dim not in (None, width):
+            rows = 64  # masks of the last channels beside the bias
     stages = 3 if width <= 64 else 2
     return Config.of(num_warps=8, num_stages=stages, max_registers=255, BLOCK_M=rows, BLOCK_N=keys, TMA=0)
 

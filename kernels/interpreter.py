@@ -5,6 +5,8 @@ patterns, comparisons and sums are noise, and a cast from fp32 truncates where h
 that is silent. Here dot and cast are made right, and every other arithmetic on bf16 raises: kernels of this folder
 load, store, multiply (`tl.dot`) and cast bf16, and compute in fp32.
 
+Of a number and NaN the stock interpreter takes NaN for the maximum, where hardware takes the number.
+
 A row of a dot has the same bits however many rows there are, as on tensor cores; NumPy sums in another order where a
 matrix is taller. NumPy's floating point warnings are silenced while a kernel runs, for a GPU gives none: the -inf of a
 masked lane is part of the mathematics. And two kinds of work that the interpreter repeats for nothing are left out,
@@ -52,6 +54,7 @@ def apply() -> None:
         return
     _make_casts_right(interpreter)
     _make_dot_right(interpreter)
+    _make_maxima_right(interpreter)
     _refuse_arithmetic(interpreter)
     _silence_warnings(interpreter)
     _skip_idle_work(interpreter)
@@ -125,6 +128,13 @@ def _make_dot_right(interpreter: Any) -> None:
         return handle(product.data.reshape(len(a.data), -1), product.dtype)
 
     builder.create_dot = dot
+
+
+def _make_maxima_right(interpreter: Any) -> None:
+    """Of a number and NaN the maximum and the minimum are the number, as on hardware, unless NaN is asked for."""
+    builder = interpreter.InterpreterBuilder
+    builder.create_maxnumf = lambda self, a, b: self.binary_op(a, b, np.fmax)
+    builder.create_minnumf = lambda self, a, b: self.binary_op(a, b, np.fmin)
 
 
 def _refuse_arithmetic(interpreter: Any) -> None:

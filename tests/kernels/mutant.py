@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["FMA_ROUNDS_TWICE", "KEEPS_NAN", "TOO_LARGE", "Kernel", "Mutant", "MutantError"]
+__all__ = ["FMA_ROUNDS_TWICE", "TOO_LARGE", "Kernel", "Mutant", "MutantError"]
 
 # Why a mutant may survive: what this folder's tests cannot see.
 FMA_ROUNDS_TWICE = "the interpreter rounds tl.fma twice, like a product and a sum"
-KEEPS_NAN = "the interpreter's maximum of two keeps NaN even where a GPU's drops it"
 TOO_LARGE = "matters from an output of 2^31 elements on, too large for a test; the compile gate finds 32-bit addresses"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mutant import FMA_ROUNDS_TWICE, KEEPS_NAN, TOO_LARGE, Mutant
+from mutant import FMA_ROUNDS_TWICE, TOO_LARGE, Mutant
 
 __all__ = ["EMBED", "POOL", "ROPE", "TEXTS", "TRIGRAM"]
 
@@ -241,15 +241,10 @@ POOL = (
     Mutant("tl.sqrt_rn(tl.sum(", "(tl.sum(", "the norm is a square"),
     Mutant("tl.where(norm < 1e-12, 1e-12, norm)", "norm", "0 / 0 for a row of zeros"),
     Mutant("tl.where(norm < 1e-12, 1e-12, norm)", "tl.where(norm < 1e-6, 1e-6, norm)", "small rows are not normalised"),
-    Mutant(
-        "tl.where(norm < 1e-12, 1e-12, norm)",
-        "tl.maximum(norm, 1e-12)",
-        "a norm that is NaN is dropped",
-        survives=KEEPS_NAN,
-    ),
+    Mutant("tl.where(norm < 1e-12, 1e-12, norm)", "tl.maximum(norm, 1e-12)", "a norm that is NaN is dropped"),
     Mutant("tl.where(norm < 1e-12, 1e-12, norm)", "(norm + 1e-12)", "the smallest norm is added"),
     Mutant('-INFINITY if MODE == "max" else 0.0, tl.float32', "0.0, tl.float32", "a maximum is at least 0"),
-    Mutant(", propagate_nan=tl.PropagateNan.ALL", "", "a maximum of two drops NaN", survives=KEEPS_NAN),
+    Mutant(", propagate_nan=tl.PropagateNan.ALL", "", "a maximum of two drops NaN"),
     Mutant("return tl.where(spoilt > 0, NAN, highest)", "return highest", "a maximum of many drops NaN"),
     Mutant("counted = tl.maximum(length - skip, 0)", "counted = tl.maximum(length, 0)", "skipped tokens are counted"),
     Mutant(

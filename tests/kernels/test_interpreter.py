@@ -5,6 +5,7 @@ A new Triton that undoes the patch, or a guard that no longer sees anything, fai
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -162,6 +163,31 @@ def test_extremes_of_bf16_which_triton_takes_in_fp32() -> None:
     x, out = torch.linspace(-3, -2, 16).bfloat16(), torch.empty(2)
     run(_extremes_kernel, x, out)
     assert out.tolist() == [-2.0, -3.0]
+
+
+@triton.jit
+def _maximum_of_two_kernel(x_ptr, out_ptr, KEEPS: tl.constexpr):
+    offs = tl.arange(0, 16)
+    x = tl.load(x_ptr + offs)
+    ones = tl.full([16], 1.0, tl.float32)
+    if KEEPS:
+        high = tl.maximum(x, ones, propagate_nan=tl.PropagateNan.ALL)
+        low = tl.minimum(ones, x, propagate_nan=tl.PropagateNan.ALL)
+    else:
+        high, low = tl.maximum(x, ones), tl.minimum(ones, x)
+    tl.store(out_ptr + offs, high)
+    tl.store(out_ptr + 16 + offs, low)
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_of_a_number_and_nan_the_extreme_is_the_number_unless_nan_is_asked_for(keeps: bool) -> None:
+    """As PTX has it: `max.f32` drops NaN, `max.NaN.f32` keeps it."""
+    x = torch.tensor([math.nan, 5.0, -5.0, math.inf] * 4)
+    out = torch.empty(32)
+    run(_maximum_of_two_kernel, x, out, KEEPS=keeps)
+    lost = math.nan if keeps else 1.0
+    expected = torch.tensor([lost, 5.0, 1.0, math.inf] * 4 + [lost, 1.0, -5.0, 1.0] * 4)
+    assert torch.equal(out.nan_to_num(nan=-7.0), expected.nan_to_num(nan=-7.0))
 
 
 def test_applying_the_patch_again_changes_nothing() -> None:
