@@ -30,6 +30,9 @@ class Call:
         hidden: width of the output rows; None where it does not matter.
         epilogue: what is fused behind a GEMM, see `engine/ops/linear.py`; None for other ops.
         gated: half of the GEMM's outputs gates the other.
+        inner: width of the rows that enter a GEMM; None for other ops.
+        residual: something is added behind the GEMM, as a rule.
+        rope: part of the GEMM's outputs is rotated.
         cross: keys and values come from other texts than the queries (`cu_seqlens_k`).
         lse: the log-sum-exp of the attention scores is asked for as well.
         deterministic: the same text must give the same bits whatever its neighbours.
@@ -45,6 +48,9 @@ class Call:
     hidden: int | None = None
     epilogue: str | None = None
     gated: bool = False
+    inner: int | None = None
+    residual: bool = False
+    rope: bool = False
     cross: bool = False
     lse: bool = False
     deterministic: bool = False
@@ -97,6 +103,8 @@ class Impl:
 
     The module named by `target` may define, beside the function itself:
         `unsupported(call) -> list[str]`: reasons why it cannot serve this call, empty when it can;
+        `defers(call) -> list[str]`: reasons to leave this call to the rows below though it could serve it, asked only
+            where no row was named;
         `prepare(*weights, call) -> tuple`: the weights in the layout it wants (fused, permuted, prepacked).
 
     Attributes:

@@ -128,6 +128,8 @@ def resolve(call: Call, backend: str = "auto", failed: Mapping[str, str] | None 
             rejected.append((impl.name, (failed[impl.name],)))
             continue
         reasons = _unmet(impl, call, interpreted=named and impl.name == "triton" and _interprets(call))
+        if not reasons and not named:
+            reasons = _deferred(impl, call)
         if not reasons:
             fn, module = _function(impl)
             prepare = getattr(module, "prepare", None)
@@ -156,6 +158,13 @@ def _unmet(impl: Impl, call: Call, interpreted: bool) -> list[str]:
         return [f"cannot be imported: {' '.join(str(error).split())[:200]}"]
     unsupported = getattr(module, "unsupported", None)
     return [] if unsupported is None else list(unsupported(call))
+
+
+def _deferred(impl: Impl, call: Call) -> list[str]:
+    """Why a row that could serve leaves this call to the rows below it."""
+    _, module = _function(impl)
+    defers = getattr(module, "defers", None)
+    return [] if defers is None else list(defers(call))
 
 
 @cache

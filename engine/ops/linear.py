@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["ACTIVATIONS", "finish", "linear"]
+from .rope import rotated
+
+__all__ = ["ACTIVATIONS", "Rotation", "finish", "linear"]
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:
@@ -39,6 +41,10 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 """The epilogues of `linear`. "gelu" is x * Phi(x) with the exact erf (Hendrycks & Gimpel 2016, section 2)."""
 
 
+Rotation = tuple[Tensor, Tensor, Tensor]
+"""Rows of the tables, cosines and sines: the last three arguments of `engine/ops/rope.py`."""
+
+
 def linear(
     x: Tensor,
     weight: Tensor,
@@ -47,6 +53,9 @@ def linear(
     epilogue: str = "none",
     gated: bool = False,
     residual: Tensor | None = None,
+    rope: Rotation | None = None,
+    turned: int = 0,
+    wide: bool = False,
 ) -> Tensor:
     """`residual + activation(x @ weight^T + bias)`; gated, the activation's half times the other (GLU).
 
@@ -57,16 +66,37 @@ def linear(
         epilogue: a key of `ACTIVATIONS`.
         gated: the first half of the outputs is activated and multiplied by the second ("GLU Variants Improve
             Transformer", Shazeer 2020, section 2); halves `out_features` below.
-        residual: `[tokens, out_features]` or None, added last.
+        residual: `[tokens, out_features]` of any floating dtype, or None; added last.
+        rope: with it the first `turned` outputs, heads of `2 * cos.shape[1]` channels, are rotated as in
+            `engine/ops/rope.py`: queries and keys of a fused projection. Without epilogue, gate and residual.
+        turned: a multiple of the channels of a head; 0 without `rope`.
+        wide: half precision is not rounded behind the product, and the result is fp32: of a gated layer whose halves
+            fit in fp16, the product need not.
 
     Returns:
-        `[tokens, out_features]` in x's dtype.
+        `[tokens, out_features]` in x's dtype, or the residual's where that is wider; fp32 at least where `wide`.
     """
-    return finish(F.linear(x, weight, bias), epilogue=epilogue, gated=gated, residual=residual)
+    out = F.linear(x, weight, bias)
+    return finish(out, epilogue=epilogue, gated=gated, residual=residual, rope=rope, turned=turned, wide=wide)
 
 
-def finish(out: Tensor, *, epilogue: str = "none", gated: bool = False, residual: Tensor | None = None) -> Tensor:
-    """What `linear` does with `x @ weight^T + bias`, `[tokens, out_features]`: activation, gate, residual."""
+def finish(
+    out: Tensor,
+    *,
+    epilogue: str = "none",
+    gated: bool = False,
+    residual: Tensor | None = None,
+    rope: Rotation | None = None,
+    turned: int = 0,
+    wide: bool = False,
+) -> Tensor:
+    """What `linear` does with `x @ weight^T + bias`, `[tokens, out_features]`: activation, gate, residual; rotation."""
+    if rope is not None:
+        channels = 2 * rope[1].shape[1]
+        heads = out[:, :turned].unflatten(1, (-1, channels))
+        return torch.cat([rotated(heads, *rope).flatten(1), out[:, turned:]], dim=1)
+    if wide:
+        out = out.to(torch.promote_types(out.dtype, torch.float32))
     if gated:
         activated, gate = out.chunk(2, dim=-1)
         out = ACTIVATIONS[epilogue](activated) * gate

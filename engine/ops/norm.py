@@ -9,7 +9,9 @@ from torch.nn import functional as F
 __all__ = ["layer_norm", "no_norm", "rms_norm"]
 
 
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, *, eps: float) -> Tensor:
+def layer_norm(
+    x: Tensor, weight: Tensor, bias: Tensor | None, *, eps: float, residual: Tensor | None = None
+) -> Tensor | tuple[Tensor, Tensor]:
     """`(x - mean) / sqrt(variance + eps) * weight + bias` over the last axis (Ba, Kiros & Hinton 2016, section 3).
 
     Args:
@@ -17,11 +19,19 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, *, eps: float) ->
         weight: `[hidden]`.
         bias: `[hidden]` or None.
         eps: added to the biased variance.
+        residual: `[tokens, hidden]` of any floating dtype, or None; added to x before.
 
     Returns:
-        `[tokens, hidden]` in x's dtype.
+        `[tokens, hidden]` in the weight's dtype; with a residual that and `residual + x`, in the wider dtype of both.
     """
-    return F.layer_norm(x, (x.shape[-1],), weight, bias, eps)
+    total = x if residual is None else residual + x
+    if total.dtype == weight.dtype:
+        out = F.layer_norm(total, (x.shape[-1],), weight, bias, eps)
+    else:
+        wide = torch.promote_types(torch.promote_types(total.dtype, weight.dtype), torch.float32)
+        scale, shift = weight.to(wide), None if bias is None else bias.to(wide)
+        out = F.layer_norm(total.to(wide), (x.shape[-1],), scale, shift, eps).to(weight.dtype)
+    return out if residual is None else (out, total)
 
 
 def no_norm(x: Tensor, weight: Tensor, bias: Tensor, *, residual: Tensor | None = None, wide: bool = False) -> Tensor:
@@ -45,7 +55,9 @@ def no_norm(x: Tensor, weight: Tensor, bias: Tensor, *, residual: Tensor | None 
     return out if wide else out.to(x.dtype)
 
 
-def rms_norm(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
+def rms_norm(
+    x: Tensor, weight: Tensor, *, eps: float, residual: Tensor | None = None
+) -> Tensor | tuple[Tensor, Tensor]:
     """`x / sqrt(mean(x^2) + eps) * weight` over the last axis (Zhang & Sennrich 2019, section 3), as in T5.
 
     Args:
@@ -53,10 +65,13 @@ def rms_norm(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
             the weight's dtype before it is scaled, as T5 was trained.
         weight: `[hidden]`.
         eps: added to the mean square.
+        residual: `[tokens, hidden]` of any floating dtype, or None; added to x before.
 
     Returns:
-        `[tokens, hidden]` in the weight's dtype.
+        `[tokens, hidden]` in the weight's dtype; with a residual that and `residual + x`, in the wider dtype of both.
     """
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    total = x if residual is None else residual + x
+    wide = total.to(torch.promote_types(total.dtype, torch.float32))
     scaled = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)
-    return weight * scaled.to(weight.dtype)
+    out = weight * scaled.to(weight.dtype)
+    return out if residual is None else (out, total)

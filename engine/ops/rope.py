@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["rope"]
+__all__ = ["rope", "rotated"]
 
 
 def rope(q: Tensor, k: Tensor, rows: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
@@ -25,10 +25,11 @@ def rope(q: Tensor, k: Tensor, rows: Tensor, cos: Tensor, sin: Tensor) -> tuple[
     Returns:
         The turned q and k in their shapes and dtypes; computed in fp32, in fp64 for fp64 inputs.
     """
+    return rotated(q, rows, cos, sin), rotated(k, rows, cos, sin)
+
+
+def rotated(x: Tensor, rows: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`rope` of one tensor, `[tokens, heads, head_dim]`."""
     cosine, sine = F.embedding(rows, cos)[:, None], F.embedding(rows, sin)[:, None]
-    return _turned(q, cosine, sine), _turned(k, cosine, sine)
-
-
-def _turned(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     first, second = x.to(torch.promote_types(x.dtype, torch.float32)).chunk(2, dim=-1)
     return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1).to(x.dtype)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...contract import Call
-from ..linear import ACTIVATIONS
+from ..linear import ACTIVATIONS, Rotation, finish
 
 __all__ = ["linear", "prepare", "unsupported"]
 
@@ -58,11 +58,18 @@ def linear(
     epilogue: str = "none",
     gated: bool = False,
     residual: Tensor | None = None,
+    rope: Rotation | None = None,
+    turned: int = 0,
+    wide: bool = False,
 ) -> Tensor:
     """As `engine/ops/linear.py`, with the weight from `prepare`."""
     parts = weight if isinstance(weight, tuple) else (weight,)
     if x.shape[0] == 0:
-        return x.new_empty(0, parts[0].shape[0] // (2 if gated else 1))
+        out = x.new_empty(0, parts[0].shape[0])
+        return finish(out, epilogue=epilogue, gated=gated, residual=residual, rope=rope, turned=turned, wide=wide)
+    if rope is not None or wide or (residual is not None and residual.dtype != x.dtype):
+        out = _sum_of_products(x, parts, bias, None)
+        return finish(out, epilogue=epilogue, gated=gated, residual=residual, rope=rope, turned=turned, wide=wide)
     if gated:
         activated, gate = _sum_of_products(x, parts, bias, None).chunk(2, dim=-1)
         out = ACTIVATIONS[epilogue](activated).mul_(gate)
