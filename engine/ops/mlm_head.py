@@ -1,4 +1,4 @@
-"""The head of a masked language model on the rows that are asked for. The specification, the oracle and the last row."""
+"""A masked language model's head on the rows that are asked for. The specification, the oracle and the last row."""
 
 from __future__ import annotations
 
