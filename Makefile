@@ -41,15 +41,15 @@ $(DEV_STAMP): $(RUN_STAMP) tests/data-requirements.txt
 demo: $(RUN_STAMP)  ## embed 24,408 verses with real MiniLM weights, then search them: make demo QUERY="..."
 	@$(BIN)/python docs/examples/embed_corpus.py --query "$$QUERY"
 
-# Three processes: an interpreted kernel cannot be compiled in the same process, and TRITON_INTERPRET is read when triton
-# is imported. tests/conftest.py ends a group at once where the variable is not as that group needs it.
-test: $(DEV_STAMP)  ## all tests, in three processes: host and models, interpreted kernels, compile gate
+# Three groups: an interpreted kernel cannot be compiled in the same process, and TRITON_INTERPRET is read when triton is
+# imported. Interpreted kernels use one CPU each, so that group has a process for each CPU. tests/conftest.py ends a group at once where the variable is not as that group needs it.
+test: $(DEV_STAMP)  ## all tests, in three groups: host and models, interpreted kernels, compile gate
 	$(UNSET) $(PYTEST) tests --ignore=tests/kernels --ignore=tests/gate
-	TRITON_INTERPRET=1 $(PYTEST) tests/kernels
+	TRITON_INTERPRET=1 $(BIN)/python tests/shards.py tests/kernels
 	$(UNSET) $(PYTEST) tests/gate
 
 kernels: $(DEV_STAMP)  ## every kernel in the interpreter on its full grids, minutes; make test runs a share of each
-	TRITON_INTERPRET=1 $(PYTEST) tests/kernels -m "not soak"
+	TRITON_INTERPRET=1 $(BIN)/python tests/shards.py tests/kernels -m "not soak"
 
 mutants: $(DEV_STAMP)  ## are the kernels' tests able to fail: changes their source by text, one mutant at a time
 	TRITON_INTERPRET=1 $(BIN)/python tests/kernels/mutants.py $(MUTANTS)

@@ -1,0 +1,51 @@
+"""One pytest run in as many processes as there are CPUs, each of which takes its share: `python tests/shards.py ARGS`.
+
+For tests that keep one CPU busy, as interpreted kernels do. ARGS are pytest's; `--shard`, which tells a process its
+share, is an option of tests/conftest.py.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from typing import IO
+
+NO_TESTS = 5
+"""Exit status of pytest where nothing was selected: a share may be empty, all of them must not be."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run all shares at once and print what each has to say, one after the other.
+
+    Returns:
+        0 where every test of every share passed, otherwise pytest's status for the first share that did not.
+    """
+    count = len(os.sched_getaffinity(0))
+    running: list[tuple[subprocess.Popen[bytes], IO[bytes]]] = []
+    for number in range(count):
+        log = tempfile.TemporaryFile()  # noqa: SIM115
+        command = [sys.executable, "-m", "pytest", *arguments, f"--shard={number}/{count}"]
+        running.append((subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT), log))
+    try:
+        statuses = [_finished(process, log) for process, log in running]
+    finally:
+        for process, _ in running:
+            process.kill()
+            process.wait()
+    failed = [status for status in statuses if status not in (0, NO_TESTS)]
+    return failed[0] if failed else 0 if 0 in statuses else NO_TESTS
+
+
+def _finished(process: subprocess.Popen[bytes], log: IO[bytes]) -> int:
+    status = process.wait()
+    log.seek(0)
+    sys.stdout.buffer.write(log.read())
+    sys.stdout.flush()
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
