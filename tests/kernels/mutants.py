@@ -181,6 +181,7 @@ def main() -> int:
     parser.add_argument(
         "--mutant", action="append", type=int, help="number of a mutant of that kernel; all unless given"
     )
+    parser.add_argument("--every", type=int, default=1, help="only each N-th mutant, for a run that must be short")
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
     options = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET") != "1":
@@ -192,7 +193,7 @@ def main() -> int:
         for kernel in kernels
         for number, mutant in enumerate(kernel.mutants)
         if options.mutant is None or number in options.mutant
-    ]
+    ][:: options.every]
     # Before anything runs: no mutant may have lost its place.
     for kernel, mutant in jobs:
         mutant.applied_to(source_of(kernel))
