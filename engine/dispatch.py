@@ -187,13 +187,12 @@ def explain(resolutions: Iterable[Resolution]) -> str:
     counts: dict[tuple[str, ...], int] = {}
     for resolution in resolutions:
         call = resolution.call
-        op = call.op if call.epilogue in (None, "none") else f"{call.op} + {'gated ' * call.gated}{call.epilogue}"
         dtype = str(call.dtype).removeprefix("torch.")
         names: dict[tuple[str, ...], list[str]] = {}
         for name, reasons in resolution.rejected:
             names.setdefault(reasons, []).append(name)
         rejected = " | ".join(f"{', '.join(rows)}: {'; '.join(reasons)}" for reasons, rows in names.items())
-        row = (op, resolution.impl.name, dtype, resolution.config_source, rejected or "-")
+        row = (_with_what_follows(call), resolution.impl.name, dtype, resolution.config_source, rejected or "-")
         counts[row] = counts.get(row, 0) + 1
     rows = [(op, impl, dtype, str(count), *rest) for (op, impl, dtype, *rest), count in counts.items()]
     table = [("op", "implementation", "dtype", "uses", "tuned by", "rejected"), *rows]
@@ -201,3 +200,9 @@ def explain(resolutions: Iterable[Resolution]) -> str:
     return "\n".join(
         "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]) for row in table
     )
+
+
+def _with_what_follows(call: Call) -> str:
+    """The op, and what is fused behind its product."""
+    activation = None if call.epilogue in (None, "none") else f"{'gated ' * call.gated}{call.epilogue}"
+    return " + ".join(filter(None, (call.op, activation, "rope" * call.rope, "residual" * call.residual)))

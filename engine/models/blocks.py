@@ -86,11 +86,10 @@ class LinearOp(BoundOp):
         return all(map(_is_stock, self._layers()))
 
     def bind(self, device: torch.device, dtype: torch.dtype, *, backend: str, deterministic: bool) -> None:
-        """As `BoundOp.bind`, with the width that the layers have by now."""
-        layers = self._layers()
-        widths = [layer.out_features for layer in layers if isinstance(layer, nn.Linear)]
-        if len(widths) == len(layers):
-            self._facts = {**self._facts, "hidden": sum(widths)}
+        """As `BoundOp.bind`, with the widths that the layers have by now."""
+        layers = [layer for layer in self._layers() if isinstance(layer, nn.Linear)]
+        if len(layers) == len(self._layers()):
+            self._facts = {**self._facts, **_widths(*layers)}
         super().bind(device, dtype, backend=backend, deterministic=deterministic)
 
     def through(self, *inputs: Any, **options: Any) -> Any:
@@ -115,13 +114,37 @@ def _is_stock(layer: nn.Module) -> bool:
     return not hooks and type(layer).forward is nn.Linear.forward and "forward" not in vars(layer)
 
 
-def linear_op(*layers: nn.Linear, epilogue: str = "none", gated: bool = False) -> BoundOp:
-    """The `linear` op on one layer, or on several at once whose outputs lie side by side."""
+def linear_op(
+    *layers: nn.Linear,
+    epilogue: str = "none",
+    gated: bool = False,
+    residual: bool = False,
+    turned: int = 0,
+    head_dim: int | None = None,
+) -> BoundOp:
+    """The `linear` op on one layer, or on several at once whose outputs lie side by side.
+
+    Args:
+        layers: of the same input.
+        epilogue: as in `engine/ops/linear.py`, as is `gated`.
+        residual: calls will pass one, as a rule; what is chosen depends on it.
+        turned: outputs that are rotated by the `rope` that calls will pass.
+        head_dim: channels of a head, where there are such.
+    """
     weights = tuple(Source(layer, "weight") for layer in layers)
     biases = tuple(Source(layer, "bias") for layer in layers)
-    facts = {"hidden": sum(layer.out_features for layer in layers), "epilogue": epilogue, "gated": gated}
-    options = {"epilogue": epilogue, "gated": True} if gated else {"epilogue": epilogue}
+    facts = {**_widths(*layers), "epilogue": epilogue, "gated": gated, "residual": residual}
+    options: dict[str, Any] = {"epilogue": epilogue}
+    if gated:
+        options["gated"] = True
+    if turned:
+        facts |= {"rope": True, "head_dim": head_dim}
+        options["turned"] = turned
     return LinearOp("linear", weights, biases, facts=facts, **options)
+
+
+def _widths(*layers: nn.Linear) -> dict[str, Any]:
+    return {"hidden": sum(layer.out_features for layer in layers), "inner": layers[0].in_features}
 
 
 def norm_op(layer: nn.LayerNorm) -> BoundOp:
@@ -276,7 +299,7 @@ class ResidualProjection(Block):
         super().__init__()
         self.dense = Linear(in_features, hidden_size)
         self.dropout = dropout
-        self.project = linear_op(self.dense)
+        self.project = linear_op(self.dense, residual=True)
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         """`residual + dense(x)`; x `[tokens, in_features]`, residual `[tokens, hidden]`."""

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from ..batch import PackedBatch
 from ..errors import InputError, OptionError
 from ..ops.bind import BoundOp, Source
+from ..ops.linear import Rotation
 from ..weights import NameRules
 from .activations import ACTIVATIONS
 from .bare import BareModel, Encoded
@@ -46,9 +47,6 @@ __all__ = [
     "ModernBertForTokenClassification",
     "ModernBertModel",
 ]
-
-Turn = tuple[Tensor, Tensor, Tensor]
-"""Table rows of the tokens, cosines and sines: see `engine/ops/rope.py`."""
 
 
 class ModernBertEmbeddings(Block):
@@ -86,15 +84,13 @@ class ModernBertAttention(Block):
         self.Wqkv = Linear(hidden, 3 * hidden, bias=bias)
         self.Wo = Linear(hidden, hidden, bias=bias)
         side = config.sliding_window if kind == SLIDING else -1
-        self.qkv = linear_op(self.Wqkv)
-        self.turn = BoundOp("rope", facts={"head_dim": self.head_dim})
+        self.qkv = linear_op(self.Wqkv, turned=2 * hidden, head_dim=self.head_dim)
         self.attention = attention_op(self.head_dim, window=(side, side))
-        self.project = linear_op(self.Wo)
+        self.project = linear_op(self.Wo, residual=True)
 
-    def forward(self, x: Tensor, residual: Tensor, batch: PackedBatch, turn: Turn, record: Record | None) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor, batch: PackedBatch, turn: Rotation, record: Record | None) -> Tensor:
         """`residual + attention(x)`, `[tokens, hidden]`."""
-        q, k, v = self.qkv(x).view(-1, 3, self.heads, self.head_dim).unbind(1)
-        q, k = self.turn(q, k, *turn)
+        q, k, v = self.qkv(x, rope=turn).view(-1, 3, self.heads, self.head_dim).unbind(1)
         dropout = self.dropout if self.training else 0.0
         x = attend(self.attention, q, k, v, batch, record, dropout=dropout)
         return residual + F.dropout(self.project(x), dropout) if dropout else self.project(x, residual=residual)
@@ -110,7 +106,7 @@ class ModernBertMLP(Block):
         self.Wi = Linear(hidden, 2 * inner, bias=bias)
         self.Wo = Linear(inner, hidden, bias=bias)
         self.up = linear_op(self.Wi, epilogue=ACTIVATIONS[config.hidden_activation], gated=True)
-        self.down = linear_op(self.Wo)
+        self.down = linear_op(self.Wo, residual=True)
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         """`residual + mlp(x)`, `[tokens, hidden]`."""
@@ -131,7 +127,7 @@ class ModernBertLayer(Block):
         self.before_attention = None if first else norm_op(self.attn_norm)
         self.before_mlp = norm_op(self.mlp_norm)
 
-    def forward(self, x: Tensor, batch: PackedBatch, turns: Mapping[str, Turn], record: Record | None) -> Tensor:
+    def forward(self, x: Tensor, batch: PackedBatch, turns: Mapping[str, Rotation], record: Record | None) -> Tensor:
         """`[tokens, hidden]` to `[tokens, hidden]`; of the turns, by kind, the layer takes that of its own."""
         turn = turns[self.attention_type]
         x = self.attn(x if self.before_attention is None else self.before_attention(x), x, batch, turn, record)

@@ -16,7 +16,6 @@ from torch.nn import functional as F
 
 from ..batch import PackedBatch
 from ..ops.bind import BoundOp
-from ..ops.linear import ACTIVATIONS as ACTIVATE
 from .activations import ACTIVATIONS
 from .blocks import Block, JoinedLayers, attend, attention_op, linear_op, rms_norm_op
 from .parameters import Embedding, Linear
@@ -73,7 +72,7 @@ class MT5Attention(JoinedLayers):
         self.qkv = linear_op(self.q, self.k, self.v)
         distance = config.relative_attention_max_distance
         self.attention = attention_op(self.head_dim, bias="t5", softmax_scale=1.0, bias_max_distance=distance)
-        self.project = linear_op(self.o)
+        self.project = linear_op(self.o, residual=True)
 
     def forward(
         self, x: Tensor, residual: Tensor, batch: PackedBatch, position_bias: Tensor, record: Record | None = None
@@ -104,7 +103,6 @@ class MT5FeedForward(JoinedLayers):
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.gated = config.is_gated_act
-        self.activation = ACTIVATIONS[config.dense_act_fn]
         self.dropout = config.dropout_rate
         if self.gated:
             self.wi_0 = Linear(config.d_model, config.d_ff, bias=False)
@@ -113,20 +111,16 @@ class MT5FeedForward(JoinedLayers):
             self.wi = Linear(config.d_model, config.d_ff, bias=False)
         self.wo = FullPrecisionLinear(config.d_ff, config.d_model, bias=False)
         self._share()
-        self.up = linear_op(*self._together(), epilogue=self.activation, gated=self.gated)
-        self.both = linear_op(*self._together())
-        self.down = linear_op(self.wo)
+        self.up = linear_op(*self._together(), epilogue=ACTIVATIONS[config.dense_act_fn], gated=self.gated)
+        self.down = linear_op(self.wo, residual=True)
         self.inner_dtype = self.wo.weight.dtype
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         """x `[tokens, d_model]`, normalised, to `[tokens, d_model]`."""
         dropout = self.dropout if self.training else 0.0
-        if self.gated and x.dtype == torch.float16:
-            # Each half fits in fp16, their product need not.
-            activated, gate = self.both(x).float().chunk(2, dim=1)
-            inner = ACTIVATE[self.activation](activated) * gate
-        else:
-            inner = self.up(x).to(self.inner_dtype)
+        # Each half fits in fp16, their product need not.
+        wide = x.dtype == torch.float16
+        inner = (self.up(x, wide=True) if wide else self.up(x)).to(self.inner_dtype)
         if dropout:
             inner = F.dropout(inner, dropout)
         return _added(residual, self.down, inner, dropout)
@@ -191,6 +185,4 @@ class MT5Block(nn.Module):
 
 def _added(residual: Tensor, project: BoundOp, x: Tensor, dropout: float) -> Tensor:
     """`residual + project(x)`, in the residual's dtype."""
-    if dropout:
-        return residual + F.dropout(project(x), dropout)
-    return project(x, residual=residual) if x.dtype == residual.dtype else residual + project(x)
+    return residual + F.dropout(project(x), dropout) if dropout else project(x, residual=residual)

@@ -6,12 +6,14 @@ import copy
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import padless
 from padless.engine.contract import Requires
 from padless.engine.dispatch import TABLE
 from padless.engine.errors import InputError
@@ -428,6 +430,68 @@ def test_an_op_without_weights_takes_its_options_from_both_sides() -> None:
     hidden, edges = torch.tensor([[1.0], [2.0], [6.0]]), torch.tensor([0, 3], dtype=torch.int32)
     assert op(hidden, edges).item() == 3.0
     assert op(hidden, edges, skip=1).item() == 4.0
+
+
+# What the dispatch table is told about a model's products.
+
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 31,
+    "hidden_size": 24,
+    "intermediate_size": 36,
+    "num_attention_heads": 3,
+    "num_hidden_layers": 1,
+}
+MT5: dict[str, Any] = {"vocab_size": 31, "d_model": 24, "d_kv": 10, "d_ff": 36, "num_heads": 3, "num_layers": 1}
+
+
+def products(model: Block) -> list[tuple[int | None, int | None, str]]:
+    """Of every `linear` op of the first layer: width in, width of the product, what follows it."""
+    calls = [op.resolution.call for op in model.bound_ops() if op.resolution is not None and op.op == "linear"]
+    label = lambda call: " ".join(  # noqa: E731
+        filter(None, (call.epilogue, "gated" * call.gated, "rope" * call.rope, "residual" * call.residual))
+    )
+    return [(call.inner, call.hidden, label(call)) for call in calls]
+
+
+def test_the_table_is_told_what_follows_every_product() -> None:
+    modern = padless.ModernBertModel(padless.ModernBertConfig(**SMALL))
+    assert products(modern) == [
+        (24, 72, "none rope"), (24, 24, "none residual"), (24, 72, "gelu gated"), (36, 24, "none residual"),
+    ]  # fmt: skip
+    assert modern.layers[0].attn.qkv.resolution.call.head_dim == 8
+    bert = padless.BertModel(padless.BertConfig(**SMALL), add_pooling_layer=False)
+    assert products(bert) == [
+        (24, 72, "none"), (24, 24, "none residual"), (24, 36, "gelu"), (36, 24, "none residual"),
+    ]  # fmt: skip
+    mt5 = padless.MT5EncoderModel(padless.MT5Config(**MT5))
+    assert products(mt5) == [
+        (24, 90, "none"), (30, 24, "none residual"), (24, 72, "gelu_tanh gated"), (36, 24, "none residual"),
+    ]  # fmt: skip
+
+
+def test_a_product_whose_layer_has_another_width_by_now_is_bound_with_that() -> None:
+    block = OneLinear().requires_grad_(False).bind()
+    block.dense = nn.Linear(IN, OUT + 3)
+    assert products(block.bind()) == [(IN, OUT + 3, "gelu")]
+
+
+def test_a_hook_between_product_and_rotation_is_called_and_changes_what_is_rotated() -> None:
+    model = padless.ModernBertModel(padless.ModernBertConfig(**SMALL)).double().eval().requires_grad_(False)
+    ids = torch.tensor([[1, 5, 9, 2, 7, 4]])
+    before = model(ids).last_hidden_state
+    seen = []
+    layer = model.layers[0].attn.Wqkv
+    hook = layer.register_forward_hook(lambda module, args, out: seen.append(out.shape))
+    torch.testing.assert_close(model(ids).last_hidden_state, before, rtol=0, atol=1e-12)
+    assert seen == [(6, 72)]
+    hook.remove()
+    layer.register_forward_hook(lambda module, args, out: 2 * out)
+    doubled = model(ids).last_hidden_state
+    assert (doubled - before).abs().max() > 1e-4
+    layer._forward_hooks.clear()
+    layer.weight.mul_(2)
+    torch.testing.assert_close(model(ids).last_hidden_state, doubled, rtol=0, atol=1e-12)
 
 
 # A row whose code is compiled at the first call: Triton without a GPU driver fails there, and really does so here.

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from collections.abc import Callable
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -292,7 +294,65 @@ def test_a_call_is_hashable_and_prints_only_its_facts() -> None:
     assert "False" not in str(call())
 
 
+# Rows that could serve and would rather not.
+
+
+def leaving(asked: Call) -> list[str]:
+    return (
+        [f"leaves plain products to the rows below, got epilogue {asked.epilogue}"] if asked.epilogue == "none" else []
+    )
+
+
+@pytest.fixture
+def modest(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a row above all others of `linear` that leaves plain products to them."""
+    module = ModuleType("modest_rows")
+    module.linear = function(TABLE["linear"][-1])  # type: ignore[attr-defined]
+    module.defers = leaving  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "modest_rows", module)
+    monkeypatch.setitem(TABLE, "linear", (Impl("modest", "modest_rows:linear"), *TABLE["linear"]))
+    return "modest"
+
+
+def test_a_row_that_defers_is_passed_over_under_auto_with_its_reason(modest: str) -> None:
+    resolution = resolve(call("linear", epilogue="none", dtype=torch.float64))
+    assert resolution.impl.name == "eager"
+    assert reasons(resolution, modest) == ("leaves plain products to the rows below, got epilogue none",)
+    assert "modest: leaves plain products to the rows below, got epilogue none" in explain([resolution])
+
+
+def test_a_row_that_defers_serves_what_it_does_not_defer(modest: str) -> None:
+    resolution = resolve(call("linear", epilogue="gelu"))
+    assert resolution.impl.name == modest
+    assert resolution.rejected == ()
+
+
+def test_a_row_that_is_named_is_not_asked_whether_it_defers(modest: str) -> None:
+    assert resolve(call("linear", epilogue="none"), modest).impl.name == modest
+
+
+def test_under_a_backend_that_the_op_has_no_row_of_rows_defer_as_under_auto(modest: str) -> None:
+    resolution = resolve(call("linear", epilogue="none", dtype=torch.float64), "flash_attn")
+    assert resolution.impl.name == "eager"
+    assert reasons(resolution, modest)[0].startswith("leaves plain products")
+
+
 # explain
+
+
+@pytest.mark.parametrize(
+    ("facts", "name"),
+    [
+        ({"epilogue": "none"}, "linear"),
+        ({"epilogue": "none", "rope": True, "head_dim": 64}, "linear + rope"),
+        ({"epilogue": "none", "residual": True}, "linear + residual"),
+        ({"epilogue": "gelu_tanh", "gated": True}, "linear + gated gelu_tanh"),
+        ({"epilogue": "relu", "residual": True}, "linear + relu + residual"),
+    ],
+)
+def test_explain_says_what_follows_a_product(facts: dict[str, Any], name: str) -> None:
+    line = explain([resolve(call("linear", **facts))]).splitlines()[1]
+    assert re.split(r" {2,}", line)[0] == name
 
 
 def test_explain_prints_a_table_that_lines_up() -> None:

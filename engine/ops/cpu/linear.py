@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...contract import Call
 from ..linear import ACTIVATIONS, Rotation, finish
+from ..rope import rotated
 
 __all__ = ["linear", "prepare", "unsupported"]
 
@@ -67,7 +68,13 @@ def linear(
     if x.shape[0] == 0:
         out = x.new_empty(0, parts[0].shape[0])
         return finish(out, epilogue=epilogue, gated=gated, residual=residual, rope=rope, turned=turned, wide=wide)
-    if rope is not None or wide or (residual is not None and residual.dtype != x.dtype):
+    if rope is not None:
+        # The product is nobody else's, so what is turned can go back to where it was.
+        out = _sum_of_products(x, parts, bias, None)
+        heads = out[:, :turned].unflatten(1, (-1, 2 * rope[1].shape[1]))
+        heads.copy_(rotated(heads, *rope))
+        return out
+    if wide or (residual is not None and residual.dtype != x.dtype):
         out = _sum_of_products(x, parts, bias, None)
         return finish(out, epilogue=epilogue, gated=gated, residual=residual, rope=rope, turned=turned, wide=wide)
     if gated:
