@@ -50,6 +50,9 @@ TABLE: dict[str, tuple[Impl, ...]] = {
     "norm": (Impl("eager", f"{_OPS}.norm:layer_norm", differentiable=True, deterministic=True),),
     "rms_norm": (Impl("eager", f"{_OPS}.norm:rms_norm", differentiable=True, deterministic=True),),
     "no_norm": (Impl("eager", f"{_OPS}.norm:no_norm", differentiable=True, deterministic=True),),
+    "mobilebert_in": (Impl("eager", f"{_OPS}.mobilebert:mobilebert_in", differentiable=True, deterministic=True),),
+    "mobilebert_out": (Impl("eager", f"{_OPS}.mobilebert:mobilebert_out", differentiable=True, deterministic=True),),
+    "mlm_head": (Impl("eager", f"{_OPS}.mlm_head:mlm_head", differentiable=True),),
     "embed": (
         _triton("embed:embed"),
         Impl("eager", f"{_OPS}.embed:embed", differentiable=True, deterministic=True),

@@ -4,7 +4,7 @@ computing is done by ops that each block declares here and binds through the dis
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Self
 
 import torch
@@ -15,7 +15,7 @@ from ..batch import PackedBatch
 from ..ops.attention import attention_with_weights
 from ..ops.bind import BoundOp, Source, share_storage
 from ..ops.linear import finish
-from .parameters import LayerNorm, Linear
+from .parameters import LayerNorm, Linear, NoNorm
 from .record import Record
 
 __all__ = [
@@ -229,22 +229,27 @@ class Dense(Linear, Block):
 
 
 class JoinedLayers(Block):
-    """A block with linear layers that one GEMM serves: their parameters keep their names and are views of one buffer.
+    """A block with layers that one GEMM serves: their parameters keep their names and are views of one buffer.
 
     A class defines `_together`, and calls `_share` once it has its layers.
     """
 
-    def _together(self) -> tuple[nn.Linear, ...]:
+    def _together(self) -> tuple[nn.Module, ...]:
         """The layers whose input is the same."""
         raise NotImplementedError
 
+    def _groups(self) -> Iterable[tuple[nn.Module, ...]]:
+        """Layers whose parameters belong together, where there is more than one such group."""
+        return (self._together(),)
+
     def _share(self) -> None:
-        layers = self._together()
-        if not all(isinstance(layer, nn.Linear) for layer in layers):
-            return  # one was replaced: the others stay where they are
-        share_storage(tuple(layer.weight for layer in layers))
-        if layers[0].bias is not None:
-            share_storage(tuple(layer.bias for layer in layers))
+        for layers in self._groups():
+            if not all(isinstance(layer, (nn.Linear, nn.LayerNorm, NoNorm)) for layer in layers):
+                continue  # one was replaced: the others stay where they are
+            for name in ("weight", "bias"):
+                parameters = tuple(getattr(layer, name) for layer in layers)
+                if parameters[0] is not None:
+                    share_storage(parameters)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # A copied or unpickled module has parameters of separate storage.

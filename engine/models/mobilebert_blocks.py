@@ -6,6 +6,9 @@ what enters a GEMM or the attention is rounded.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,9 +16,11 @@ from torch.nn import functional as F
 from ..batch import PackedBatch
 from ..ops.bind import BoundOp, Source
 from .activations import ACTIVATIONS
-from .blocks import Block, FeedForward, SelfAttention, linear_op, norm_op
+from .blocks import Block, FeedForward, JoinedLayers, SelfAttention, attend, linear_op, norm_op
 from .checkpointing import LayerStack
+from .intact import Intact, make_of
 from .mobilebert_config import MobileBertConfig
+from .mobilebert_halves import entering, leaving, stacked
 from .parameters import LayerNorm, Linear, NoNorm
 from .record import Record
 
@@ -34,7 +39,7 @@ class AddLayerNorm(LayerNorm, Block):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """`[tokens, width]` to `[tokens, width]` in the dtype of the weights."""
-        return self.op(input if residual is None else input + residual)
+        return self.op(input) if residual is None else self.op(input, residual=residual)[0]
 
 
 class AddNoNorm(NoNorm, Block):
@@ -60,23 +65,23 @@ def dtype_of(layer: nn.Module) -> torch.dtype:
 
 
 class DenseNorm(Block):
-    """A linear layer whose output is added to the residual stream, then normalised."""
+    """A linear layer whose output is normalised, added to the residual stream before where one `adds`."""
 
-    def __init__(self, in_features: int, width: int, kind: str, eps: float, dropout: float = 0.0) -> None:
+    def __init__(
+        self, in_features: int, width: int, kind: str, eps: float, dropout: float = 0.0, *, adds: bool = True
+    ) -> None:
         super().__init__()
         self.dense = Linear(in_features, width)
         self.LayerNorm = NORMS[kind](width, eps)
         self.dropout = dropout
-        self.project = linear_op(self.dense)
+        self.project = linear_op(self.dense, residual=adds)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """`norm(residual + dense(x))`; x `[tokens, in_features]` in any dtype, residual `[tokens, width]`."""
         x = x.to(dtype_of(self.dense))
         if self.training and self.dropout:
             return self.LayerNorm(F.dropout(self.project(x), self.dropout), residual)
-        if residual is not None and residual.dtype == x.dtype:
-            return self.LayerNorm(self.project(x, residual=residual))
-        return self.LayerNorm(self.project(x), residual)
+        return self.LayerNorm(self.project(x) if residual is None else self.project(x, residual=residual))
 
 
 class LayerOutput(DenseNorm):
@@ -120,8 +125,12 @@ class FeedForwardNetwork(nn.Module):
         return self.output(self.intermediate(x.to(dtype_of(self.intermediate))), x)
 
 
-class MobileBertLayer(nn.Module):
-    """Down to the bottleneck's width, attention, feed-forward networks, and back; the nesting is the checkpoint's."""
+class MobileBertLayer(JoinedLayers):
+    """Down to the bottleneck's width, attention, feed-forward networks, and back; the nesting is the checkpoint's.
+
+    A layer of the published kind is two ops around its attention, where a row serves them that computes each at once;
+    otherwise, and where something has to happen in between, its modules are called one by one.
+    """
 
     def __init__(self, config: MobileBertConfig) -> None:
         super().__init__()
@@ -145,11 +154,20 @@ class MobileBertLayer(nn.Module):
         self.output = LayerOutput(config)
         # The second is there, unused, in checkpoints whose attention looks at the first.
         names = ("input", "attention") if shared else ("input",) if config.use_bottleneck else ()
-        self.bottleneck = nn.ModuleDict({name: DenseNorm(hidden, width, kind, eps) for name in names})
+        self.bottleneck = nn.ModuleDict({name: DenseNorm(hidden, width, kind, eps, adds=False) for name in names})
         self.ffn = nn.ModuleList(FeedForwardNetwork(config) for _ in range(config.num_feedforward_networks - 1))
+        self.kind = kind
+        self._make = make_of(self) if self.value_apart else None
+        self._share()
+        self._take_over()
 
     def forward(self, x: Tensor, batch: PackedBatch, record: Record | None = None) -> Tensor:
         """`[tokens, hidden]` to `[tokens, hidden]`, both of the residual stream."""
+        if self.enter is not None and self.leave is not None and self._in_one_go(self.enter, self.leave, x):
+            narrow, qkv = self.enter(x)
+            attention: Any = self.attention["self"]
+            q, k, v = qkv.view(-1, 3, attention.heads, attention.head_dim).unbind(1)
+            return self.leave(attend(attention.attention, q, k, v, batch, record), narrow, x)
         dtype = dtype_of(self.intermediate)
         entered = x.to(dtype)
         narrow = self.bottleneck["input"](entered) if "input" in self.bottleneck else x
@@ -162,6 +180,38 @@ class MobileBertLayer(nn.Module):
         for network in self.ffn:
             narrow = network(narrow)
         return self.output.leave(self.intermediate(narrow.to(dtype)), narrow, x)
+
+    def _in_one_go(self, enter: BoundOp, leave: BoundOp, x: Tensor) -> bool:
+        """Whether both halves have a row that fuses, and nothing is to happen inside them but what it computes."""
+        if not (enter.fused and leave.fused and self._intact is not None and self._intact()):
+            return False
+        dropping: Any = (self.attention["self"], self.attention["output"], self.output, self.output.bottleneck)
+        if any(part.training and part.dropout for part in dropping):
+            return False
+        return not (enter.wants_gradient(x) or leave.wants_gradient())
+
+    def _take_over(self) -> None:
+        """Declare the two ops on the modules that stand here now; none where they are not of the make that they were
+        built with.
+        """
+        ours = self._make is not None and make_of(self) == self._make
+        self._intact = Intact(self, called=True) if ours else None
+        self.enter = entering(self, self.kind) if ours else None
+        self.leave = leaving(self, self.kind) if ours else None
+        for op in filter(None, (self.enter, self.leave)):
+            op.parts = tuple(part for part in self.bound_ops() if part.op in ("linear", "norm", "no_norm"))
+
+    def _bind_own(self) -> None:
+        self._take_over()
+        super()._bind_own()
+
+    def _groups(self) -> Iterable[tuple[nn.Module, ...]]:
+        """What the stacked networks have of each kind: one op takes it as one weight."""
+        return stacked(self) if self.value_apart and make_of(self) == self._make else ()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._intact = Intact(self, called=True) if self.enter is not None else None
 
 
 class MobileBertEncoder(LayerStack):

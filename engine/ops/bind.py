@@ -20,7 +20,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from ..contract import Call
 from ..dispatch import Resolution, explain, resolve
-from ..errors import OptionError
+from ..errors import BackendError, OptionError
 
 __all__ = ["BoundOp", "Source", "explain_ops", "joined", "share_storage"]
 
@@ -81,11 +81,24 @@ class BoundOp:
         self._stamps: tuple[_Stamp | None, ...] = ()
         self._children: dict[str, nn.Module | None] = {}
         self._held: tuple[tuple[str, nn.Module], ...] = ()
+        self.parts: tuple[BoundOp, ...] = ()
+        """Ops that compute the same together. Whoever owns them all calls them where this one is not `fused`."""
+        self.refusal: str | None = None
+        """Why no row serves, of an op with parts."""
 
     @property
     def plain(self) -> bool:
         """Whether the weights alone say what the op computes; False where modules must be called for it."""
         return True
+
+    @property
+    def fused(self) -> bool:
+        """Whether a row above eager serves."""
+        return self.resolution is not None and self.resolution.impl.name != "eager"
+
+    def wants_gradient(self, *inputs: Any) -> bool:
+        """Whether a call with these inputs now would be one that autograd follows."""
+        return torch.is_grad_enabled() and self._needs_gradient(inputs)
 
     def watch(self, children: dict[str, nn.Module | None]) -> None:
         """Follow what stands under the names of the weights' modules from now on.
@@ -118,7 +131,7 @@ class BoundOp:
         """Choose the implementation for where the weights are now.
 
         Raises:
-            BackendError: if `backend` is a name and cannot serve; see `resolve`.
+            BackendError: if `backend` is a name and cannot serve, see `resolve`; not of an op with parts.
         """
         call = Call(
             self.op,
@@ -128,14 +141,20 @@ class BoundOp:
             deterministic=deterministic,
             **self._facts,
         )
-        self._failed = {}
-        self._take(resolve(call, backend), may_fall=backend == "auto")
+        self._failed, self.refusal = {}, None
+        try:
+            self._take(resolve(call, backend), may_fall=backend == "auto")
+        except BackendError as error:
+            if not self.parts:
+                raise
+            # Its parts were bound as it was asked to be, or raise themselves.
+            self.resolution, self.refusal = None, str(error)
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
         self.follow()
         if not self.plain:
             return self.through(*inputs, **options)
-        if torch.is_grad_enabled() and self._needs_gradient((*inputs, *options.values())):
+        if self.wants_gradient(*inputs, *options.values()):
             return self._gradient(*inputs, *map(_value, self._weights), **self.options, **options)
         if self._may_fall and not torch.compiler.is_compiling():
             return self._forward_or_next(*inputs, **options)
@@ -219,11 +238,18 @@ def explain_ops(ops: Iterable[BoundOp]) -> str:
     Args:
         ops: bound ones; others are left out.
     """
-    bound = [op for op in ops if op.resolution is not None]
-    resolutions = [op.resolution for op in bound if op.resolution is not None]
+    known = list(ops)
+    bound = [op for op in known if op.resolution is not None]
+    wholes = [op for op in known if op.parts]
+    composed = {id(part) for op in wholes if not op.fused for part in op.parts}
+    idle = {id(part) for op in wholes for part in op.parts} - composed
+    resolutions = [op.resolution for op in bound if op.resolution is not None and id(op) not in idle]
     notes = []
     for op in bound:
         op.follow()
+    if names := sorted({op.op for op in wholes if op.resolution is not None and not op.fused}):
+        notes.append(f"{', '.join(names)} where eager: not called, other ops of the table compute the same together")
+    notes += sorted({f"computed by other ops of the table: {op.refusal}" for op in wholes if op.refusal})
     if called := [op for op in bound if not op.plain]:
         notes.append(f"linear layers that were replaced or have hooks, called as they are: in {len(called)} ops")
     if any(resolution.call.op == "attention" and resolution.impl.name != "eager" for resolution in resolutions):

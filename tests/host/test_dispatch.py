@@ -21,7 +21,7 @@ from padless.engine.dispatch import TABLE, backends, explain, resolve
 from padless.engine.errors import BackendError
 
 REASON = re.compile(
-    r"needs .+, (got .+|not installed|this one .+|this CPU .+)|cannot be imported: .+|"
+    r"needs .+, (got .+|found none|not installed|this one .+|this CPU .+)|cannot be imported: .+|"
     r"backend='\w+' was asked for|op \w+ has no row of this name"
 )
 ROWS = [(op, impl) for op, rows in TABLE.items() for impl in rows]
