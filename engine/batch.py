@@ -9,7 +9,7 @@ Lengths stay on the host beside their device copy, so nothing in the hot path wa
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -76,6 +76,22 @@ class PackedBatch:
     def __len__(self) -> int:
         return self.lengths.shape[0]
 
+    def to(self, device: torch.device | str) -> PackedBatch:
+        """The batch on `device`; its lengths stay on the host. Does not wait for copies to a GPU."""
+        if torch.device(device).type == "cpu":
+            return self
+
+        def moved(tensor: Tensor) -> Tensor:
+            return tensor.pin_memory().to(device, non_blocking=True)
+
+        return replace(
+            self,
+            input_ids=moved(self.input_ids),
+            position_ids=moved(self.position_ids),
+            token_type_ids=None if self.token_type_ids is None else moved(self.token_type_ids),
+            cu_seqlens=moved(self.cu_seqlens),
+        )
+
 
 SMALLEST_SHARE = 8
 """Batches shrink towards the end to no less than this part of the token budget."""
@@ -136,19 +152,16 @@ def pack(texts: TokenizedTexts, rows: np.ndarray, device: torch.device | str = "
     position_ids = np.arange(cu_seqlens[-1], dtype=np.int64) - np.repeat(cu_seqlens[:-1].astype(np.int64), lengths)
     gather = position_ids + np.repeat(texts.offsets[rows], lengths)
 
-    def to_device(array: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(array)
-        return tensor if torch.device(device).type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
-
     types = texts.token_type_ids
-    return PackedBatch(
-        input_ids=to_device(texts.input_ids[gather].astype(np.int64)),
-        position_ids=to_device(position_ids),
-        token_type_ids=None if types is None else to_device(types[gather].astype(np.int64)),
-        cu_seqlens=to_device(cu_seqlens),
+    batch = PackedBatch(
+        input_ids=torch.from_numpy(texts.input_ids[gather].astype(np.int64)),
+        position_ids=torch.from_numpy(position_ids),
+        token_type_ids=None if types is None else torch.from_numpy(types[gather].astype(np.int64)),
+        cu_seqlens=torch.from_numpy(cu_seqlens),
         lengths=torch.from_numpy(lengths),
         max_seqlen=int(lengths.max(initial=0)),
     )
+    return batch.to(device)
 
 
 def padded_tokens(lengths: Sequence[int] | np.ndarray, batch_size: int = 32) -> int:

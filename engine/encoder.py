@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from .batch import PackedBatch
+from .cuda_graphs import CudaGraphs, wanted
 from .errors import InputError, OptionError
-from .ops.bind import explain_ops
+from .ops.bind import BoundOp, explain_ops
 from .pooling import SentenceHead
 from .prefetch import Workers
 from .stream import EncodeStats, encode_stream
@@ -42,6 +43,7 @@ class Encoder:
         token_budget: most tokens in one batch; a longer text gets a batch of its own.
         prompts: name -> text put before each input.
         default_prompt_name: used when a call names none.
+        cuda_graphs: record what is done for small batches, and replay it, see `cuda_graphs.py`; "auto" on every GPU.
     """
 
     model: Any
@@ -53,6 +55,8 @@ class Encoder:
     token_budget: int
     prompts: dict[str, str] = field(default_factory=dict)
     default_prompt_name: str | None = None
+    cuda_graphs: bool | str = "auto"
+    _graphs: CudaGraphs = field(default_factory=CudaGraphs, init=False, repr=False, compare=False)
     _workers: Workers = field(default_factory=Workers, init=False, repr=False, compare=False)
 
     @property
@@ -67,8 +71,25 @@ class Encoder:
 
     def explain(self) -> str:
         """The dispatch table as resolved for this model: op, implementation, dtype, and why not the rows above."""
-        ops = (*self.model.bound_ops(), *self.head.pooling.pools)
-        return explain_ops(ops)
+        return explain_ops(self.bound_ops())
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """What vectors are computed with."""
+        return self.model, self.head
+
+    def bound_ops(self) -> tuple[BoundOp, ...]:
+        """The ops of the modules."""
+        return *self.model.bound_ops(), *self.head.pooling.pools
+
+    def compute(self, batch: PackedBatch, prompt_tokens: int = 0) -> Tensor:
+        """Vectors of a batch on the device, fp32 `[texts, dimension]`.
+
+        Args:
+            batch: packed texts.
+            prompt_tokens: leading tokens of each text that belong to a prompt.
+        """
+        return self.head(self.model.run(batch), batch, prompt_tokens)
 
     def encode(
         self,
@@ -171,7 +192,16 @@ class Encoder:
 
     def _runner(self, prompt: str) -> Callable[[PackedBatch], Tensor]:
         leading = self.tokenizer.prompt_tokens(prompt) if prompt else 0
-        return lambda batch: self.head(self.model.run(batch), batch, leading)
+        graphs = self._graphs if wanted(self.cuda_graphs, self.device) else None
+
+        def run(batch: PackedBatch) -> Tensor:
+            if graphs is not None:
+                vectors = graphs.run(batch, self, longest=self.max_seq_length, prompt_tokens=leading)
+                if vectors is not None:
+                    return vectors
+            return self.compute(batch.to(self.device), leading)
+
+        return run
 
     def _width(self, truncate_dim: int | None) -> int:
         if truncate_dim is None:

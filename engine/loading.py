@@ -7,6 +7,7 @@ import os
 import torch
 
 from .config import CONFIG_NAME, model_type
+from .cuda_graphs import wanted
 from .dispatch import backends
 from .encoder import Encoder
 from .errors import OptionError
@@ -35,6 +36,7 @@ def load(
     backend: str = "auto",
     deterministic: bool = False,
     task: str | None = None,
+    cuda_graphs: bool | str = "auto",
 ) -> Encoder:
     """Load a model and return what runs it.
 
@@ -46,6 +48,8 @@ def load(
         backend: "auto", or the name of a row of the dispatch table, which then serves or raises.
         deterministic: only rows that promise the same bits for a text whatever its neighbours.
         task: "embedding", or None for what the folder is made for.
+        cuda_graphs: whether what is done for small batches is recorded and replayed, see `engine/cuda_graphs.py`;
+            "auto" on every GPU. The first batches of a size take longer.
 
     Raises:
         ModelNotFoundError, ConfigError, WeightsError, TokenizerError: the folder; one line that names file and field.
@@ -58,6 +62,7 @@ def load(
         raise OptionError(f"backend: expected one of {', '.join(backends())}, got {backend!r}")
     target = resolve_device(device)
     precision = resolve_dtype(dtype, target)
+    wanted(cuda_graphs, target)
     folder = resolve_folder(path)
     sentence = read_sentence_folder(folder)
     source = sentence.transformer_folder
@@ -85,4 +90,5 @@ def load(
         token_budget=TOKEN_BUDGET[target.type],
         prompts=dict(sentence.prompts),
         default_prompt_name=sentence.default_prompt_name,
+        cuda_graphs=cuda_graphs,
     )

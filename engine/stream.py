@@ -85,10 +85,10 @@ def encode_stream(
     Args:
         texts: strings, in the caller's order.
         tokenizer: texts to ids.
-        run: a packed batch on `device` to fp32 vectors `[texts, dimension]`; called from several threads at once.
+        run: a packed batch on the host to fp32 vectors `[texts, dimension]`; called from several threads at once.
         workers: threads for the batches on a CPU.
         prompt: put before each text.
-        device: where batches are packed to.
+        device: where `run` computes.
         token_budget: most tokens in a batch; a longer text gets a batch of its own.
         batch_size: most texts in a batch, or None.
         stats: counters to add to, complete once the stream is exhausted.
@@ -101,7 +101,7 @@ def encode_stream(
 
     def run_batch(rows: np.ndarray, tokenised: TokenizedTexts, chosen: np.ndarray) -> tuple[EncodedBatch, float]:
         begin = time.perf_counter()
-        batch = pack(tokenised, chosen, device)
+        batch = pack(tokenised, chosen)
         with torch.no_grad():
             vectors = run(batch).to("cpu", torch.float32)
         return EncodedBatch(rows[chosen], vectors, batch.tokens), time.perf_counter() - begin

@@ -219,6 +219,7 @@ class RotaryTables:
         self.rope = rope
         self._scaling = rope.scaling
         self._tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self._outgrown: list[tuple[Tensor, Tensor]] = []
 
     def lookup(self, batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor]:
         """The last three arguments of the `rope` op.
@@ -238,6 +239,8 @@ class RotaryTables:
     def _table(self, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
         table = self._tables.get(device)
         if table is None or len(table[0]) < rows:
+            if table is not None:
+                self._outgrown.append(table)  # a CUDA graph may read it; all of them are no larger than the new one
             positions = torch.arange(max(self.smallest, 1 << (rows - 1).bit_length()), device=device)
             table = self._tables[device] = self._turns(positions, self.rope.frequencies().to(device))
         return table

@@ -1,0 +1,217 @@
+"""Small batches on a GPU by CUDA graphs: what a batch of some size makes the host tell the GPU is recorded, and then
+told by one call.
+
+An encoder of 22 layers starts more than a hundred kernels a batch, at several microseconds of the host's time each; a
+text or two keep a GPU busy for less than that. A batch is brought to a bucket (`buckets.py`). The first of a bucket is
+computed as usual, in the bucket's memory; with the second, the launches are recorded; from the third on they are
+replayed. All three give the same bits: the recording is used only if its replay gave those of the same batch computed
+as usual.
+
+A bucket that cannot be recorded is computed as usual, outside of any bucket, from then on, and so is everything small
+once there is no memory for a recording.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .batch import PackedBatch
+from .buckets import Bucket, StaticBatch
+from .errors import OptionError
+from .model_state import ModelState
+from .ops.bind import BoundOp
+
+__all__ = ["MOST_BUCKETS", "CudaGraphs", "Recorded", "wanted"]
+
+log = logging.getLogger("padless")
+
+MOST_BUCKETS = 64
+"""Buckets that are kept. Whatever would need another one is computed as usual."""
+
+
+def wanted(option: bool | str, device: torch.device) -> bool:
+    """Whether an option `cuda_graphs` asks for graphs on this device; "auto" does on every GPU.
+
+    Raises:
+        OptionError: not True, False or "auto"; or True where there can be none.
+    """
+    if option not in (True, False, "auto"):
+        raise OptionError(f"cuda_graphs: expected True, False or 'auto', got {option!r}")
+    possible = device.type == "cuda" and torch.version.hip is None
+    if option is True and not possible:
+        raise OptionError(f"cuda_graphs: expected False or 'auto' on {device}, which has no CUDA graphs, got True")
+    return bool(option) and possible
+
+
+class Recorded(Protocol):
+    """What can be recorded: an encoder.
+
+    Attributes:
+        device: where it computes.
+        modules: what it computes with.
+    """
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]: ...
+
+    def bound_ops(self) -> Iterable[BoundOp]:
+        """The ops of its modules."""
+        ...
+
+    def compute(self, batch: PackedBatch, prompt_tokens: int) -> Tensor:
+        """Vectors `[texts, dimension]` of a batch on the device."""
+        ...
+
+
+class CudaGraphs:
+    """The buckets of one encoder. Several threads may call it; one batch is computed at a time.
+
+    A copy starts without buckets.
+
+    Attributes:
+        recorded: recordings made.
+        replayed: batches that were computed by a recording.
+        refused: buckets that could not be recorded.
+    """
+
+    def __init__(self) -> None:
+        self.recorded = self.replayed = self.refused = 0
+        self._one_at_a_time = threading.Lock()
+        self._slots: dict[Bucket, _Slot | None] = {}
+        self._state: ModelState | None = None
+        self._pool: Any = None
+        self._full = False
+
+    def __reduce__(self) -> tuple[type[CudaGraphs], tuple[()]]:
+        return CudaGraphs, ()
+
+    def run(
+        self, batch: PackedBatch, encoder: Recorded, *, longest: int | None = None, prompt_tokens: int = 0
+    ) -> Tensor | None:
+        """The vectors of a small batch.
+
+        Args:
+            batch: on the host.
+            encoder: what computes them; the same in every call.
+            longest: most tokens of a text that it takes; None where nothing limits them.
+            prompt_tokens: leading tokens of each text that belong to a prompt.
+
+        Returns:
+            fp32 `[texts, dimension]` on the CPU, or None where the batch is to be computed as usual.
+        """
+        bucket = Bucket.of(batch, longest, prompt_tokens)
+        if bucket is None:
+            return None
+        # What is made in inference mode cannot be written to outside of it, where the next call may be.
+        with self._one_at_a_time, torch.inference_mode(False), torch.no_grad():
+            try:
+                vectors = self._run(bucket, batch, encoder)
+                return None if vectors is None else vectors[: len(batch)].to("cpu", torch.float32)
+            except Exception as error:  # whatever it is, computing as usual has it again or has not
+                self._refuse(bucket, error)
+                return None
+
+    def _run(self, bucket: Bucket, batch: PackedBatch, encoder: Recorded) -> Tensor | None:
+        if bucket not in self._slots:
+            if self._full or len(self._slots) == MOST_BUCKETS:
+                return None
+            slot = self._slots[bucket] = _Slot(bucket, encoder.device)
+            return slot.compute(batch, encoder)
+        slot = self._slots[bucket]
+        if slot is None or (slot.graph is None and self._full):
+            return None
+        if slot.graph is None:
+            return self._record(slot, batch, encoder)
+        vectors = slot.replay(batch)
+        # While the GPU computes the host has time to look whether that was still right.
+        if self._state is not None and self._state.holds():
+            self.replayed += 1
+            return vectors
+        self._forget(encoder.device)
+        return self._run(bucket, batch, encoder)
+
+    def _record(self, slot: _Slot, batch: PackedBatch, encoder: Recorded) -> Tensor:
+        if self._state is not None and not self._state.holds():
+            self._forget(encoder.device)
+            self._slots[slot.bucket] = slot
+        # As usual first: code is compiled, weights are prepared and tables are made here, which a recording cannot do.
+        expected = slot.compute(batch, encoder)
+        if self._state is None or not self._state.holds():
+            self._state = ModelState(encoder.modules, encoder.bound_ops())
+        if not self._state.recordable:
+            raise _NotRecordable("a layer was replaced or has hooks, or is in training")
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        slot.record(encoder, self._pool)
+        got = slot.replay(batch)
+        rows = len(batch)
+        if not torch.equal(got[:rows].view(torch.int32), expected[:rows].view(torch.int32)):
+            slot.graph = None
+            raise _NotRecordable("its replay gave other bits than the batch computed as usual")
+        if not self._state.holds():
+            slot.graph = None
+            raise _NotRecordable("weights were prepared while it was recorded")
+        self.recorded += 1
+        return got
+
+    def _refuse(self, bucket: Bucket, error: Exception) -> None:
+        self._slots[bucket] = None
+        self._full = self._full or isinstance(error, torch.OutOfMemoryError)
+        self.refused += 1
+        if self.refused == 1:
+            reason = " ".join(str(error).split())[:200]
+            log.warning("CUDA graphs: no recording of %s: %s: %s", bucket, type(error).__name__, reason)
+
+    def _forget(self, device: torch.device) -> None:
+        torch.cuda.synchronize(device)  # what is recorded may be running
+        self._slots = {}
+        self._state = None
+
+
+class _NotRecordable(Exception):
+    """Why a recording may not be used."""
+
+
+class _Slot:
+    """Memory of one bucket, and the recording of what is done with it."""
+
+    def __init__(self, bucket: Bucket, device: torch.device) -> None:
+        self.bucket = bucket
+        self.device = device
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self._static = StaticBatch(bucket, device)
+        self._vectors: Tensor | None = None
+
+    def compute(self, batch: PackedBatch, encoder: Recorded) -> Tensor:
+        """As usual."""
+        self._static.fill(batch)
+        return encoder.compute(self._static.batch, self.bucket.prompt_tokens)
+
+    def record(self, encoder: Recorded, pool: Any) -> None:
+        """Record what `compute` does; nothing is computed.
+
+        All recordings of an encoder share a pool of memory. They never run at the same time, and what one of them gives
+        is copied before the next one begins.
+        """
+        graph = torch.cuda.CUDAGraph()
+        # Other threads may go on to use the GPU.
+        with torch.cuda.device(self.device), torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            vectors = encoder.compute(self._static.batch, self.bucket.prompt_tokens)
+        self.graph, self._vectors = graph, vectors
+
+    def replay(self, batch: PackedBatch) -> Tensor:
+        """The recording, on another batch; the vectors hold until the next one."""
+        if self.graph is None or self._vectors is None:
+            raise _NotRecordable("nothing was recorded")
+        self._static.fill(batch)
+        self.graph.replay()
+        return self._vectors
