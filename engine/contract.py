@@ -104,7 +104,7 @@ class Impl:
     The module named by `target` may define, beside the function itself:
         `unsupported(call) -> list[str]`: reasons why it cannot serve this call, empty when it can;
         `defers(call) -> list[str]`: reasons to leave this call to the rows below though it could serve it, asked only
-            where no row was named;
+            where no row was named, and of no effect where none of those can serve;
         `prepare(*weights, call) -> tuple`: the weights in the layout it wants (fused, permuted, prepacked).
 
     Attributes:

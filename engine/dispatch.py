@@ -47,9 +47,18 @@ TABLE: dict[str, tuple[Impl, ...]] = {
         Impl("cpu", f"{_OPS}.cpu.linear:linear", Requires("cpu")),
         Impl("eager", f"{_OPS}.linear:linear", differentiable=True),
     ),
-    "norm": (Impl("eager", f"{_OPS}.norm:layer_norm", differentiable=True, deterministic=True),),
-    "rms_norm": (Impl("eager", f"{_OPS}.norm:rms_norm", differentiable=True, deterministic=True),),
-    "no_norm": (Impl("eager", f"{_OPS}.norm:no_norm", differentiable=True, deterministic=True),),
+    "norm": (
+        _triton("norm:layer_norm"),
+        Impl("eager", f"{_OPS}.norm:layer_norm", differentiable=True, deterministic=True),
+    ),
+    "rms_norm": (
+        _triton("norm:rms_norm"),
+        Impl("eager", f"{_OPS}.norm:rms_norm", differentiable=True, deterministic=True),
+    ),
+    "no_norm": (
+        _triton("norm:no_norm"),
+        Impl("eager", f"{_OPS}.norm:no_norm", differentiable=True, deterministic=True),
+    ),
     "mobilebert_in": (Impl("eager", f"{_OPS}.mobilebert:mobilebert_in", differentiable=True, deterministic=True),),
     "mobilebert_out": (Impl("eager", f"{_OPS}.mobilebert:mobilebert_out", differentiable=True, deterministic=True),),
     "mlm_head": (Impl("eager", f"{_OPS}.mlm_head:mlm_head", differentiable=True),),
@@ -119,6 +128,7 @@ def resolve(call: Call, backend: str = "auto", failed: Mapping[str, str] | None 
     if backend not in backends():
         raise BackendError(f"unknown backend {backend!r}: expected one of {', '.join(backends())}")
     rows = TABLE[call.op]
+    willing: Resolution | None = None
     named = any(impl.name == backend for impl in rows)
     rejected: list[tuple[str, tuple[str, ...]]] = []
     if backend != "auto" and not named:
@@ -131,17 +141,24 @@ def resolve(call: Call, backend: str = "auto", failed: Mapping[str, str] | None 
             rejected.append((impl.name, (failed[impl.name],)))
             continue
         reasons = _unmet(impl, call, interpreted=named and impl.name == "triton" and _interprets(call))
-        if not reasons and not named:
-            reasons = _deferred(impl, call)
         if not reasons:
-            fn, module = _function(impl)
-            prepare = getattr(module, "prepare", None)
-            tuned_by = "default" if hasattr(module, "default_config") else "none"
-            return Resolution(call, impl, fn, prepare, _gradient(rows), tuple(rejected), tuned_by)
+            found = _resolved(call, impl, tuple(rejected))
+            reasons = [] if named else _deferred(impl, call)
+            if not reasons:
+                return found
+            willing = willing or found
         if named:
             raise BackendError(f"backend {backend!r} cannot serve {call.op}: {'; '.join(reasons)} ({call})")
         rejected.append((impl.name, tuple(reasons)))
+    if willing is not None:
+        return willing
     raise BackendError(f"no implementation serves {call}: " + "; ".join(f"{n}: {', '.join(r)}" for n, r in rejected))
+
+
+def _resolved(call: Call, impl: Impl, rejected: tuple[tuple[str, tuple[str, ...]], ...]) -> Resolution:
+    fn, module = _function(impl)
+    tuned_by = "default" if hasattr(module, "default_config") else "none"
+    return Resolution(call, impl, fn, getattr(module, "prepare", None), _gradient(TABLE[call.op]), rejected, tuned_by)
 
 
 def _interprets(call: Call) -> bool:

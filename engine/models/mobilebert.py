@@ -22,7 +22,7 @@ from ..weights import NameRules
 from .activations import ACTIVATIONS
 from .bare import BareModel
 from .blocks import Block, Dense, linear_op
-from .heads import Pooler, PredictionTransform
+from .heads import Pooler, Predictions, PredictionTransform, top_op
 from .mobilebert_blocks import DEFAULT_EPS, NORMS, MobileBertEncoder
 from .mobilebert_config import MobileBertConfig
 from .parameters import Embedding, Linear
@@ -92,10 +92,12 @@ class MobileBertEmbeddings(Block):
         return trigram(torch.arange(len(inputs_embeds), device=inputs_embeds.device), batch.cu_seqlens, inputs_embeds)
 
 
-class MobileBertPredictions(nn.Module):
+class MobileBertPredictions(Predictions):
     """The masked language model's head. The embeddings are narrower than the hidden states, so the vocabulary's matrix
     is the word embeddings, tied where the configuration ties them, beside columns of its own (`dense`, transposed).
     """
+
+    taken_over = ("transform", "decoder", "dense")
 
     def __init__(self, config: MobileBertConfig) -> None:
         super().__init__()
@@ -105,15 +107,23 @@ class MobileBertPredictions(nn.Module):
                 f"MobileBertConfig: embedding_size: expected at most hidden_size ({config.hidden_size}) under a head "
                 f"that predicts words, got {config.embedding_size}"
             )
-        self.transform = PredictionTransform(config.hidden_size, ACTIVATIONS[config.hidden_act], config.layer_norm_eps)
+        self.activation = ACTIVATIONS[config.hidden_act]
+        self.transform = PredictionTransform(config.hidden_size, self.activation, config.layer_norm_eps)
         self.dense = Linear(config.vocab_size, own, bias=False)
         self.decoder = Dense(config.embedding_size, config.vocab_size)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self._take_over()
 
     def forward(self, hidden: Tensor) -> Tensor:
         """`[asked, hidden]` to `[asked, vocab]`."""
-        tied, own = self.transform(hidden).split([self.decoder.in_features, self.dense.out_features], dim=1)
+        own_channels = self.dense.out_features
+        tied, own = self.transform(hidden).split([hidden.shape[1] - own_channels, own_channels], dim=1)
         return torch.addmm(self.decoder(tied), own, self.dense.weight)
+
+    def _stand_in(self) -> dict[str, BoundOp]:
+        own = [Source(self.dense, "weight")] if self.dense.out_features else []
+        transform = self.transform
+        return {"top": top_op(transform.dense, transform.LayerNorm, self.decoder, self.activation, *own)}
 
 
 class MobileBertFamily(PreTrainedModel):

@@ -18,7 +18,7 @@ from ..ops.bind import BoundOp, Source
 from .activations import ACTIVATIONS
 from .blocks import Block, FeedForward, JoinedLayers, SelfAttention, attend, linear_op, norm_op
 from .checkpointing import LayerStack
-from .intact import Intact, make_of
+from .intact import TakingOver
 from .mobilebert_config import MobileBertConfig
 from .mobilebert_halves import entering, leaving, stacked
 from .parameters import LayerNorm, Linear, NoNorm
@@ -125,12 +125,16 @@ class FeedForwardNetwork(nn.Module):
         return self.output(self.intermediate(x.to(dtype_of(self.intermediate))), x)
 
 
-class MobileBertLayer(JoinedLayers):
+class MobileBertLayer(TakingOver, JoinedLayers):
     """Down to the bottleneck's width, attention, feed-forward networks, and back; the nesting is the checkpoint's.
 
     A layer of the published kind is two ops around its attention, where a row serves them that computes each at once;
     otherwise, and where something has to happen in between, its modules are called one by one.
     """
+
+    taken_over = ("attention", "intermediate", "output", "bottleneck", "ffn")
+    enter: BoundOp | None = None
+    leave: BoundOp | None = None
 
     def __init__(self, config: MobileBertConfig) -> None:
         super().__init__()
@@ -157,9 +161,8 @@ class MobileBertLayer(JoinedLayers):
         self.bottleneck = nn.ModuleDict({name: DenseNorm(hidden, width, kind, eps, adds=False) for name in names})
         self.ffn = nn.ModuleList(FeedForwardNetwork(config) for _ in range(config.num_feedforward_networks - 1))
         self.kind = kind
-        self._make = make_of(self) if self.value_apart else None
-        self._share()
         self._take_over()
+        self._share()
 
     def forward(self, x: Tensor, batch: PackedBatch, record: Record | None = None) -> Tensor:
         """`[tokens, hidden]` to `[tokens, hidden]`, both of the residual stream."""
@@ -183,35 +186,25 @@ class MobileBertLayer(JoinedLayers):
 
     def _in_one_go(self, enter: BoundOp, leave: BoundOp, x: Tensor) -> bool:
         """Whether both halves have a row that fuses, and nothing is to happen inside them but what it computes."""
-        if not (enter.fused and leave.fused and self._intact is not None and self._intact()):
+        if not (enter.fused and leave.fused and self.intact):
             return False
         dropping: Any = (self.attention["self"], self.attention["output"], self.output, self.output.bottleneck)
         if any(part.training and part.dropout for part in dropping):
             return False
         return not (enter.wants_gradient(x) or leave.wants_gradient())
 
-    def _take_over(self) -> None:
-        """Declare the two ops on the modules that stand here now; none where they are not of the make that they were
-        built with.
-        """
-        ours = self._make is not None and make_of(self) == self._make
-        self._intact = Intact(self, called=True) if ours else None
-        self.enter = entering(self, self.kind) if ours else None
-        self.leave = leaving(self, self.kind) if ours else None
-        for op in filter(None, (self.enter, self.leave)):
-            op.parts = tuple(part for part in self.bound_ops() if part.op in ("linear", "norm", "no_norm"))
-
-    def _bind_own(self) -> None:
-        self._take_over()
-        super()._bind_own()
+    def _stand_in(self) -> dict[str, BoundOp]:
+        if not self.value_apart:
+            return {}
+        parts = tuple(op for op in self.bound_ops() if op.op in ("linear", "norm", "no_norm"))
+        ops = {"enter": entering(self, self.kind), "leave": leaving(self, self.kind)}
+        for op in ops.values():
+            op.parts = parts
+        return ops
 
     def _groups(self) -> Iterable[tuple[nn.Module, ...]]:
         """What the stacked networks have of each kind: one op takes it as one weight."""
-        return stacked(self) if self.value_apart and make_of(self) == self._make else ()
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._intact = Intact(self, called=True) if self.enter is not None else None
+        return stacked(self) if self.value_apart and self._made() == self._make else ()
 
 
 class MobileBertEncoder(LayerStack):

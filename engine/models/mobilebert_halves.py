@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from ..ops.bind import BoundOp, Source
+from .intact import WholeOp
 
 __all__ = ["entering", "leaving", "stacked"]
 
@@ -21,7 +22,7 @@ def entering(layer: Any, kind: str) -> BoundOp:
     """
     narrow, shared, attention = layer.bottleneck["input"], layer.bottleneck["attention"], layer.attention["self"]
     together = (attention.query, attention.key)
-    return BoundOp(
+    return WholeOp(
         "mobilebert_in",
         *_both(narrow.dense),
         *_both(narrow.LayerNorm),
@@ -41,7 +42,7 @@ def leaving(layer: Any, kind: str) -> BoundOp:
     up, down, norms = stacked(layer)
     activation = layer.intermediate.up.options["epilogue"]
     facts = {"hidden": back.dense.out_features, "inner": back.dense.in_features, "epilogue": activation}
-    return BoundOp(
+    return WholeOp(
         "mobilebert_out",
         *_both(attended.dense),
         *_both(attended.LayerNorm),

@@ -23,6 +23,8 @@ from .activations import ACTIVATIONS
 from .bare import BareModel, Encoded
 from .blocks import Block, Dense, attend, attention_op, linear_op, norm_op
 from .checkpointing import LayerStack
+from .heads import TopPredictions, top_op
+from .intact import TakingOver
 from .modernbert_config import SLIDING, ModernBertConfig
 from .parameters import Embedding, LayerNorm, Linear
 from .pretrained import PreTrainedModel
@@ -306,18 +308,32 @@ class ModernBertTask(ModernBertPreTrainedModel, TaskModel):
         return self.head(pooled)
 
 
-class ModernBertForMaskedLM(ModernBertTask, ForMaskedLM):
+class ModernBertForMaskedLM(ModernBertTask, ForMaskedLM, TakingOver):
     """Which token belongs where one is masked; under `sparse_prediction`, logits of labelled tokens only."""
 
     tied = {"decoder.weight": "model.embeddings.tok_embeddings.weight"}  # noqa: RUF012
+    taken_over = ("head", "decoder")
+    may_resize = True
+    top: BoundOp | None = None
 
     def __init__(self, config: ModernBertConfig) -> None:
         super().__init__(config)
         self.decoder = Dense(config.hidden_size, config.vocab_size, config.decoder_bias)
+        self._take_over()
 
     def masked_lm_logits(self, hidden: Tensor) -> Tensor:
         """`[asked, hidden]` to `[asked, vocab]`."""
         return self.decoder(self.head(hidden))
+
+    def predict_top(self, hidden: Tensor, k: int) -> TopPredictions:
+        """`[asked, hidden]` to the `k` most likely tokens of each row."""
+        if self.top is not None and self.intact:
+            return TopPredictions(*self.top(hidden, top_k=k))
+        return super().predict_top(hidden, k)
+
+    def _stand_in(self) -> dict[str, BoundOp]:
+        activation = ACTIVATIONS[self.config.classifier_activation]
+        return {"top": top_op(self.head.dense, self.head.norm, self.decoder, activation)}
 
 
 class ModernBertForSequenceClassification(ModernBertTask, ForSequenceClassification):

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from .blocks import Dense
-from .heads import WordPredictions
+from .heads import Predictions, TopPredictions, WordPredictions, highest
 from .resizing import Vocabulary
 from .tasks import ForMaskedLM, ForNextSentencePrediction, ForPreTraining, TaskModel
 
@@ -42,6 +42,13 @@ class _WithPredictions(TaskModel):
     def masked_lm_logits(self, hidden: Tensor) -> Tensor:
         """`[asked, hidden]` to `[asked, vocab]`."""
         return self.cls["predictions"](hidden)
+
+    def predict_top(self, hidden: Tensor, k: int) -> TopPredictions:
+        """`[asked, hidden]` to the `k` most likely tokens of each row."""
+        predictions = self.cls["predictions"]
+        if isinstance(predictions, Predictions):
+            return predictions.predict_top(hidden, k)
+        return highest(predictions(hidden), k)
 
 
 class ClsForMaskedLM(_WithPredictions, ForMaskedLM):

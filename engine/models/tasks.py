@@ -32,6 +32,7 @@ from ..outputs import (
 )
 from .bare import BareModel, Encoded, EncoderModel
 from .blocks import Dense
+from .heads import TopPredictions, highest
 from .losses import class_loss, sequence_loss, span_loss
 from .padding import PackedInputs, rows_of
 
@@ -141,9 +142,49 @@ class TaskModel(EncoderModel):
 
 
 class ForMaskedLM(TaskModel):
-    """Which token belongs where one is masked. A family defines `masked_lm_logits`."""
+    """Which token belongs where one is masked. A family defines `masked_lm_logits`, and `predict_top` where it has a
+    quicker way to the highest of them.
+    """
 
     targets = ("labels", "positions")
+
+    def top_predictions(
+        self,
+        input_ids: Tensor | PackedBatch | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        *,
+        positions: Tensor | Sequence[Any],
+        k: int = 5,
+    ) -> TopPredictions:
+        """The `k` most likely tokens of each position that is asked about, most likely first; inputs as for `forward`.
+
+        Logits of the whole vocabulary need not be written for it.
+
+        Args:
+            positions: where: bool `[batch, sequence]`, such as `input_ids == tokenizer.mask_token_id`, or int64 indices
+                of packed tokens, or a list of either.
+            k: how many; all where the vocabulary has no more.
+
+        Returns:
+            One row for each position, in their order.
+
+        Raises:
+            InputError: as `forward`, or positions that do not fit.
+            OptionError: `k` is no whole number from 1.
+        """
+        if not isinstance(k, int) or isinstance(k, bool) or k < 1:
+            raise OptionError(f"k: expected a whole number from 1, got {k!r}")
+        encoded = self.encode_inputs(
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, False, False, True, {}
+        )
+        return self.predict_top(encoded.hidden[_asked(positions, encoded)], k)
+
+    def predict_top(self, hidden: Tensor, k: int) -> TopPredictions:
+        """`[asked, hidden]` to the `k` most likely tokens of each row."""
+        return highest(self.masked_lm_logits(hidden), k)
 
     @abstractmethod
     def masked_lm_logits(self, hidden: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -22,7 +23,7 @@ from padless.engine.errors import BackendError
 
 REASON = re.compile(
     r"needs .+, (got .+|found none|not installed|this one .+|this CPU .+)|cannot be imported: .+|"
-    r"backend='\w+' was asked for|op \w+ has no row of this name"
+    r"leaves .+ to cuBLAS: .+|backend='\w+' was asked for|op \w+ has no row of this name"
 )
 ROWS = [(op, impl) for op, rows in TABLE.items() for impl in rows]
 ROW_IDS = [f"{op}-{impl.name}" for op, impl in ROWS]
@@ -194,10 +195,10 @@ def test_triton_on_a_cpu_raises_with_every_reason_at_once() -> None:
 
 
 def test_a_named_backend_leaves_ops_without_such_a_row_to_the_next() -> None:
-    for op in ("linear", "norm", "rms_norm", "no_norm"):
-        resolution = resolve(call(op, "cuda", sm=90), "triton")
-        assert reasons(resolution, "triton") == (f"op {op} has no row of this name",)
-        assert resolution.impl.name == "eager"
+    for op in ("linear", "norm", "rope", "mobilebert_in", "mlm_head"):
+        resolution = resolve(call(op), "flash_attn")
+        assert reasons(resolution, "flash_attn") == (f"op {op} has no row of this name",)
+        assert resolution.impl.name == ("cpu" if op == "linear" else "eager")
 
 
 def test_a_named_backend_passes_over_better_rows_and_says_so() -> None:
@@ -329,6 +330,14 @@ def test_a_row_that_defers_serves_what_it_does_not_defer(modest: str) -> None:
 
 def test_a_row_that_is_named_is_not_asked_whether_it_defers(modest: str) -> None:
     assert resolve(call("linear", epilogue="none"), modest).impl.name == modest
+
+
+def test_a_row_that_defers_serves_where_no_row_below_can(modest: str) -> None:
+    first, *others = TABLE["linear"]
+    TABLE["linear"] = (replace(first, deterministic=True), *others)
+    resolution = resolve(call("linear", epilogue="none", deterministic=True))
+    assert resolution.impl.name == modest
+    assert resolution.rejected == ()
 
 
 def test_under_a_backend_that_the_op_has_no_row_of_rows_defer_as_under_auto(modest: str) -> None:
