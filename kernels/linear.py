@@ -1,0 +1,315 @@
+"""A GEMM with what follows it, in Triton: `engine/ops/linear.py`. The kernel is in `linear_forward.py`."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from ..engine.contract import Call
+from ..engine.errors import InputError
+from .launch import Config, launch
+from .limits import (
+    dtype_reasons,
+    require_dtype,
+    require_indices,
+    require_no_gradient,
+    require_same_device,
+    require_shape,
+)
+from .linear_forward import linear_kernel
+from .registration import traceable
+
+__all__ = ["CANDIDATES", "default_config", "defers", "linear", "prepare", "unsupported"]
+
+EPILOGUES = (
+    "none",
+    "gelu",
+    "gelu_tanh",
+    "relu",
+    "tanh",
+    "silu",
+    "mish",
+    "relu6",
+    "relu2",
+    "sigmoid",
+    "quick_gelu",
+)
+"""The keys of `ACTIVATIONS` in `engine/ops/linear.py`, which kernels do not import."""
+
+INTERPRETED_PROGRAMS = 3
+"""Programs where no GPU says how many it runs at once: more than one, and fewer than tiles, so that all loops run."""
+
+
+def default_config(call: Call) -> Config:
+    """Tiling where nothing was measured: the widest whose sums and epilogue stay in registers.
+
+    The gate holds what it takes on each architecture (tests/gate/resources.json).
+    """
+    if call.dtype == torch.float32:
+        return _tiles(64, 64, 16, num_warps=8, num_stages=2)
+    if call.sm in (90, 100):
+        return _tiles(128, 128, 64, num_warps=8, num_stages=4, tma=1)
+    return _tiles(128, 128, 32, num_warps=8, num_stages=3)
+
+
+def _tiles(
+    rows: int, columns: int, features: int, *, num_warps: int, num_stages: int, parts: int = 1, tma: int = 0,
+    flatten: int = 0, warp_specialize: int = 0,
+) -> Config:  # fmt: skip
+    return Config.of(
+        num_warps, num_stages, 255, BLOCK_M=rows, BLOCK_N=columns, BLOCK_K=features, GROUP_M=8, PARTS=parts,
+        TMA=tma, FLATTEN=flatten, WARP_SPECIALIZE=warp_specialize,
+    )  # fmt: skip
+
+
+CANDIDATES = (
+    *(
+        _tiles(rows, columns, 64, num_warps=warps, num_stages=stages, tma=tma)
+        for rows, columns, warps in ((128, 256, 8), (128, 128, 8), (128, 128, 4), (64, 128, 4))
+        for stages in (3, 4)
+        for tma in (0, 1)
+    ),
+)
+"""What tuning tries."""
+
+
+def unsupported(call: Call) -> list[str]:
+    """Why this row cannot serve `call`."""
+    reasons = dtype_reasons(call)
+    if call.epilogue is not None and call.epilogue not in EPILOGUES:
+        reasons.append(f"needs epilogue {', '.join(EPILOGUES)}, got {call.epilogue}")
+    if call.gated and call.hidden is not None and call.hidden % 2:
+        reasons.append(f"needs an even hidden to halve, got {call.hidden}")
+    if call.rope:
+        if call.gated or call.residual or call.epilogue not in (None, "none"):
+            reasons.append("needs rope without epilogue, gate and residual, got both")
+        if not call.head_dim or call.head_dim % 2:
+            reasons.append(f"needs an even head_dim with rope, got {call.head_dim}")
+        elif call.hidden is not None and call.hidden % call.head_dim:
+            reasons.append(f"needs a hidden of whole heads with rope, got {call.hidden} of {call.head_dim}")
+    return reasons
+
+
+def defers(call: Call) -> list[str]:
+    """Why `call` is left to the rows below under "auto", though this one could serve it."""
+    if call.dtype == torch.float32:
+        return ["leaves fp32 to cuBLAS: was not measured faster"]
+    if call.epilogue in (None, "none") and not (call.gated or call.residual or call.rope):
+        return ["leaves plain products to cuBLAS: was not measured faster"]
+    return []
+
+
+def prepare(weight: Tensor, bias: Tensor | None, *, call: Call) -> tuple[Tensor, Tensor | None]:
+    """Weights as `linear` takes them: what meets in one output, or turns together, in rows beside each other.
+
+    Args:
+        weight: `[out_features, in_features]`, in the order of `engine/ops/linear.py`.
+        bias: `[out_features]` or None.
+        call: gated: row `i` of the first half is followed by row `i` of the second. With `rope`, within each head of
+            `head_dim` rows alike, also behind those that turn. Neither: the weights are taken as they are.
+
+    Raises:
+        InputError: there are not as many rows as that needs.
+    """
+    if call.gated:
+        group, kind = weight.shape[0], "an even number of rows, for a gate,"
+    elif call.rope:
+        group, kind = call.head_dim or 0, f"whole heads of an even number of rows, {call.head_dim}, for rope,"
+    else:
+        return weight, bias
+    if group % 2 or (weight.shape[0] and (not group or weight.shape[0] % group)):
+        raise InputError(f"linear: weight: expected {kind} got {weight.shape[0]}")
+    return _interleaved(weight, group), None if bias is None else _interleaved(bias, group)
+
+
+def _interleaved(x: Tensor, group: int) -> Tensor:
+    """Of each `group` of rows the halves row by row in turn."""
+    if x.shape[0] == 0:
+        return x
+    return x.reshape(-1, 2, group // 2, *x.shape[1:]).transpose(1, 2).reshape(x.shape)
+
+
+@traceable("linear")
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    epilogue: str = "none",
+    gated: bool = False,
+    residual: Tensor | None = None,
+    rope: tuple[Tensor, Tensor, Tensor] | None = None,
+    turned: int = 0,
+    wide: bool = False,
+    config: Config | None = None,
+) -> Tensor:
+    """As `engine/ops/linear.py`, in fp32, fp16 or bf16, with the weights that `prepare` gave; the result is contiguous.
+
+    Where `gated` or `rope` is set, weight and bias are those of `prepare(weight, bias, call=...)`, not the module's
+    own: nothing here can tell the two apart. Without them they are the module's.
+
+    The product is rounded once, at the end; eager rounds it before the activation, the gate, the turn and the sum.
+    A row has the same bits whatever the other rows are, and however many.
+
+    Args:
+        config: tiling to use instead of the shipped one, for benchmarks and tuning.
+
+    Raises:
+        InputError: shapes, dtypes or devices do not fit together, or a gradient is asked for.
+    """
+    rope = _checked(x, weight, bias, epilogue, gated, residual, rope, turned, wide)
+    x, weight, bias, residual = (
+        tensor if tensor is None or tensor.stride(-1) == 1 else tensor.contiguous()
+        for tensor in (x, weight, bias, residual)
+    )
+    assert x is not None and weight is not None
+    tokens, in_features = x.shape
+    out_features = weight.shape[0]
+    dtype = torch.promote_types(x.dtype, torch.float32) if wide else x.dtype
+    dtype = dtype if residual is None else torch.promote_types(dtype, residual.dtype)
+    out = torch.empty((tokens, out_features // 2 if gated else out_features), dtype=dtype, device=x.device)
+    if out.numel() == 0:
+        return out
+    if config is None:
+        config = _config(
+            in_features, out_features, x.dtype, epilogue, gated, residual is not None, rope is not None,
+            _compute_capability(x.device),
+        )  # fmt: skip
+    rows, cos, sin = (None, None, None) if rope is None else rope
+    arguments = {
+        "x_rows": x,
+        "weight_rows": weight,
+        "bias_ptr": bias,
+        "residual_ptr": residual,
+        "rows_ptr": rows,
+        "cos_ptr": cos,
+        "sin_ptr": sin,
+        "out_ptr": out,
+        "tokens": tokens,
+    }
+    block_m, block_n, block_k = config["BLOCK_M"], config["BLOCK_N"], config["BLOCK_K"]
+    tma = bool(config["TMA"]) and _has_descriptors(x, weight)
+    if tma:
+        arguments["x_rows"] = _descriptor(x, block_m, block_k)
+        arguments["weight_rows"] = _descriptor(weight, block_n, block_k)
+    constants = {
+        # Of a single row torch may have any stride; each would be compiled anew.
+        "stride_xt": x.stride(0) if tokens > 1 else in_features,
+        "stride_wn": weight.stride(0),
+        "stride_rt": 0 if residual is None else residual.stride(0),
+        "stride_cos": 0 if cos is None else cos.stride(0),
+        "stride_sin": 0 if sin is None else sin.stride(0),
+        "IN_FEATURES": in_features,
+        "OUT_FEATURES": out_features,
+        "TURNED": turned,
+        "HALF": 0 if cos is None else cos.shape[1],
+        "EPILOGUE": epilogue,
+        "GATED": gated,
+        "TMA": tma,
+        "PRECISION": "ieee",
+    }
+    tiles = -(-tokens // block_m) * -(-out_features // block_n)
+    launch(linear_kernel, (min(tiles, _programs(x.device, config.num_warps)),), arguments, constants, config)
+    return out
+
+
+def _checked(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    epilogue: str,
+    gated: bool,
+    residual: Tensor | None,
+    rope: tuple[Tensor, Tensor, Tensor] | None,
+    turned: int,
+    wide: bool,
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """The rotation, contiguous where it has to be, where all fits together; the values of its rows are trusted."""
+    require_no_gradient("linear", x, weight, bias, residual)
+    named = {"x": x, "weight": weight} if bias is None else {"x": x, "weight": weight, "bias": bias}
+    require_dtype("linear", **named)
+    require_shape("linear", "weight", weight, None, None)
+    out_features, in_features = weight.shape
+    require_shape("linear", "x", x, None, in_features)
+    require_same_device("linear", **named, residual=residual)
+    if bias is not None:
+        require_shape("linear", "bias", bias, out_features)
+    if epilogue not in EPILOGUES:
+        raise InputError(f"linear: epilogue: expected one of {', '.join(EPILOGUES)}, got {epilogue!r}")
+    if gated and out_features % 2:
+        raise InputError(f"linear: weight: expected an even number of rows, for a gate, got {out_features}")
+    if residual is not None:
+        require_dtype("linear", residual=residual)
+        require_shape("linear", "residual", residual, x.shape[0], out_features // 2 if gated else out_features)
+    if rope is None:
+        if turned:
+            raise InputError(f"linear: turned: expected 0 without rope, got {turned}")
+        return None
+    if gated or residual is not None or epilogue != "none" or wide:
+        raise InputError("linear: rope: expected no epilogue, gate, residual or wide beside it, got one")
+    rows, cos, sin = rope
+    require_same_device("linear", x=x, cos=cos, sin=sin)
+    require_shape("linear", "cos", cos, None, None)
+    require_shape("linear", "sin", sin, *cos.shape)
+    if not cos.dtype == sin.dtype == torch.float32:
+        raise InputError(f"linear: rope: expected cos and sin in float32, got {cos.dtype} and {sin.dtype}")
+    head_dim = 2 * cos.shape[1]
+    if not head_dim or turned % head_dim or not 0 <= turned <= out_features or out_features % head_dim:
+        raise InputError(
+            f"linear: turned: expected whole heads of {head_dim} channels, up to {out_features} of them, got {turned}"
+        )
+    rows = require_indices("linear", "rows", rows, x.device, x.shape[0])
+    cos, sin = (table if table.stride(-1) == 1 else table.contiguous() for table in (cos, sin))
+    return rows, cos, sin
+
+
+def _has_descriptors(x: Tensor, weight: Tensor) -> bool:
+    """Whether tensor descriptors can stand for both: 16-byte steps, 32-bit places, and hardware that has them."""
+    if torch.version.hip is not None or (_compute_capability(x.device) or 90) < 90 or x.dtype == torch.float32:
+        return False
+    if max(x.shape[0], weight.shape[0], x.shape[1]) >= 1 << 30 or not x.shape[1]:
+        return False
+    steps = (x.data_ptr(), weight.data_ptr(), *(y.stride(0) * y.element_size() for y in (x, weight) if len(y) > 1))
+    return all(step % 16 == 0 for step in steps) and all(y.stride(0) for y in (x, weight))
+
+
+def _descriptor(x: Tensor, rows: int, columns: int) -> TensorDescriptor:
+    # A single row may have any stride in torch, here a multiple of 16 bytes.
+    stride = x.stride(0) if len(x) > 1 else x.shape[1] + -x.shape[1] % 16
+    return TensorDescriptor(x, list(x.shape), [stride, 1], [rows, columns])
+
+
+@functools.cache
+def _config(
+    inner: int,
+    hidden: int,
+    dtype: torch.dtype,
+    epilogue: str,
+    gated: bool,
+    residual: bool,
+    rope: bool,
+    sm: int | None,
+) -> Config:
+    facts: dict[str, Any] = {"inner": inner, "hidden": hidden, "epilogue": epilogue, "gated": gated}
+    return default_config(Call("linear", device="cuda", dtype=dtype, sm=sm, residual=residual, rope=rope, **facts))
+
+
+@functools.cache
+def _compute_capability(device: torch.device) -> int | None:
+    """90 for Hopper; None where the kernel is interpreted, or compiled for another maker's GPU."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return None
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+@functools.cache
+def _programs(device: torch.device, num_warps: int) -> int:
+    """As many as the GPU runs at once, each with the registers of its tile: one a multiprocessor, two of few warps."""
+    if device.type != "cuda":
+        return INTERPRETED_PROGRAMS
+    return torch.cuda.get_device_properties(device).multi_processor_count * (1 if num_warps > 4 else 2)
