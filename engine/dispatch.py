@@ -44,6 +44,7 @@ TABLE: dict[str, tuple[Impl, ...]] = {
         Impl("eager", f"{_OPS}.decode:decode_attention", differentiable=True, deterministic=True),
     ),
     "linear": (
+        _triton("linear:linear"),
         Impl("cpu", f"{_OPS}.cpu.linear:linear", Requires("cpu")),
         Impl("eager", f"{_OPS}.linear:linear", differentiable=True),
     ),

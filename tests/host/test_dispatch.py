@@ -181,6 +181,30 @@ def test_what_the_triton_row_of_attention_cannot_do_falls_to_eager(facts: dict[s
     assert reason in refusal(asked, "triton")
 
 
+FUSED = [
+    {"epilogue": "gelu"},
+    {"epilogue": "none", "residual": True},
+    {"epilogue": "none", "rope": True, "head_dim": 64},
+]
+
+
+@pytest.mark.parametrize("facts", [*FUSED, {"epilogue": "gelu_tanh", "gated": True}], ids=str)
+def test_on_a_gpu_triton_serves_products_with_something_behind_them(facts: dict[str, Any]) -> None:
+    asked = call("linear", "cuda", torch.bfloat16, sm=90, hidden=2304, inner=768, **facts)
+    assert resolve(asked).impl.name == "triton"
+    # In fp32 its gain was not measured either.
+    assert resolve(replace(asked, dtype=torch.float32)).impl.name == "eager"
+
+
+def test_plain_products_are_left_to_cublas_unless_triton_is_named_or_bits_must_not_change() -> None:
+    asked = call("linear", "cuda", torch.bfloat16, sm=90, hidden=768, inner=768, epilogue="none")
+    resolution = resolve(asked)
+    assert resolution.impl.name == "eager"
+    assert reasons(resolution, "triton") == ("leaves plain products to cuBLAS: was not measured faster",)
+    assert resolve(asked, "triton").impl.name == "triton"
+    assert resolve(replace(asked, deterministic=True)).impl.name == "triton"
+
+
 def test_on_an_older_gpu_the_capability_is_named_on_both_sides() -> None:
     asked = call(device="cuda", sm=75)
     assert reasons(resolve(asked), "triton")[0] == "needs sm_80 or newer, got sm_75"
@@ -369,16 +393,17 @@ def test_explain_prints_a_table_that_lines_up() -> None:
     lines = explain(map(resolve, asked)).splitlines()
     assert lines[0].split() == ["op", "implementation", "dtype", "uses", "tuned", "by", "rejected"]
     cells = [re.split(r" {2,}", line) for line in lines[1:]]
+    no_gpu = "needs device cuda, got cpu; needs sm_80 or newer, got no GPU"
     assert cells == [
-        ["linear", "cpu", "float32", "2", "none", "-"],
-        ["linear + gelu", "cpu", "float32", "1", "none", "-"],
+        ["linear", "cpu", "float32", "2", "none", f"triton: {no_gpu}"],
+        ["linear + gelu", "cpu", "float32", "1", "none", f"triton: {no_gpu}"],
         [
             "attention",
             "cpu",
             "float32",
             "1",
             "none",
-            "triton, flash_attn, torch_varlen: needs device cuda, got cpu; needs sm_80 or newer, got no GPU",
+            f"triton, flash_attn, torch_varlen: {no_gpu}",
         ],
     ]
     column = lines[0].index("implementation")
