@@ -44,16 +44,38 @@ INTERPRETED_PROGRAMS = 3
 """Programs where no GPU says how many it runs at once: more than one, and fewer than tiles, so that all loops run."""
 
 
-def default_config(call: Call) -> Config:
+def default_config(call: Call, *, aligned: bool = True) -> Config:
     """Tiling where nothing was measured: the widest whose sums and epilogue stay in registers.
 
-    The gate holds what it takes on each architecture (tests/gate/resources.json).
+    The gate holds what it takes on each architecture (tests/gate/resources.json). Never by the number of tokens: a row
+    is to have the same bits in any company.
+
+    Args:
+        call: the facts.
+        aligned: rows of all operands begin at multiples of 16 bytes. Otherwise they are read number by number, with an
+            address in registers for each, as they are where a width is no multiple of 16 bytes.
     """
+    narrow = not aligned or any(width % (16 // call.dtype.itemsize) for width in _widths(call))
     if call.dtype == torch.float32:
-        return _tiles(64, 64, 16, num_warps=8, num_stages=2)
-    if call.sm in (90, 100):
-        return _tiles(128, 128, 64, num_warps=8, num_stages=4, tma=1)
-    return _tiles(128, 128, 32, num_warps=8, num_stages=3)
+        # Products in full fp32 run on the ordinary cores, with both operands in registers.
+        return _tiles(64 if narrow else 128, 64, 16, num_warps=8, num_stages=2 if narrow else 3)
+    if narrow:
+        return _tiles(64, 64, 64, num_warps=8, num_stages=3)
+    wide = -(call.hidden or 0) % 256 < 128  # less than half of the last tile's columns lie beyond the last
+    # As many numbers leave at once: a gate halves them.
+    parts = (2 if wide else 1) if call.gated else 4 if wide else 2
+    if call.sm is not None and 90 <= call.sm < 120:
+        return _tiles(128, 256 if wide else 128, 64, num_warps=8, num_stages=4, parts=parts, tma=1)
+    if call.sm is None:
+        return _tiles(128, 128, 32, num_warps=8, num_stages=2, parts=2)
+    # The tensor cores of the others read both operands from registers, and sm_86, 89 and 120 have 99 KiB shared.
+    return _tiles(128, 256 if wide else 128, 32, num_warps=8, num_stages=4, parts=parts)
+
+
+def _widths(call: Call) -> tuple[int, ...]:
+    """What must be a multiple of 16 bytes for rows and heads to begin there; what is not known is taken to be."""
+    outputs = (call.hidden or 0) // (2 if call.gated else 1)
+    return call.inner or 0, outputs, (call.head_dim or 0) // 2 if call.rope else 0
 
 
 def _tiles(
@@ -68,13 +90,24 @@ def _tiles(
 
 CANDIDATES = (
     *(
-        _tiles(rows, columns, 64, num_warps=warps, num_stages=stages, tma=tma)
-        for rows, columns, warps in ((128, 256, 8), (128, 128, 8), (128, 128, 4), (64, 128, 4))
+        _tiles(rows, columns, 64, num_warps=warps, num_stages=stages, parts=parts, tma=tma)
+        for rows, columns, warps, parts in ((128, 256, 8, 2), (128, 256, 8, 4), (128, 128, 8, 2), (64, 128, 4, 2))
         for stages in (3, 4)
         for tma in (0, 1)
     ),
+    _tiles(128, 256, 64, num_warps=8, num_stages=3, parts=4, tma=1, flatten=1),
+    _tiles(128, 128, 64, num_warps=8, num_stages=4, parts=2, tma=1, flatten=1),
+    _tiles(128, 256, 64, num_warps=8, num_stages=3, parts=4, tma=1, warp_specialize=1),
+    _tiles(128, 128, 64, num_warps=8, num_stages=4, parts=2, tma=1, warp_specialize=1),
+    *(
+        _tiles(128, columns, 32, num_warps=8, num_stages=stages, parts=columns // 64)
+        for columns in (256, 128)
+        for stages in (2, 3, 4)
+    ),
+    _tiles(64, 64, 64, num_warps=4, num_stages=4),
+    *(_tiles(rows, 64, 16, num_warps=8, num_stages=stages) for rows in (64, 128) for stages in (2, 3)),
 )
-"""What tuning tries."""
+"""What tuning tries; the last four are for fp32. TMA: tensor descriptors, from sm_90 on. Warps part work on sm_100."""
 
 
 def unsupported(call: Call) -> list[str]:
@@ -162,11 +195,10 @@ def linear(
         InputError: shapes, dtypes or devices do not fit together, or a gradient is asked for.
     """
     rope = _checked(x, weight, bias, epilogue, gated, residual, rope, turned, wide)
-    x, weight, bias, residual = (
-        tensor if tensor is None or tensor.stride(-1) == 1 else tensor.contiguous()
-        for tensor in (x, weight, bias, residual)
+    x, weight = (tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in (x, weight))
+    bias, residual = (
+        tensor if tensor is None or tensor.stride(-1) == 1 else tensor.contiguous() for tensor in (bias, residual)
     )
-    assert x is not None and weight is not None
     tokens, in_features = x.shape
     out_features = weight.shape[0]
     dtype = torch.promote_types(x.dtype, torch.float32) if wide else x.dtype
@@ -176,11 +208,12 @@ def linear(
         return out
     if config is None:
         config = _config(
-            in_features, out_features, x.dtype, epilogue, gated, residual is not None, rope is not None,
-            _compute_capability(x.device),
+            in_features, out_features, x.dtype, epilogue, gated, residual is not None,
+            None if rope is None else 2 * rope[1].shape[1], _compute_capability(x.device),
+            all(tensor is None or _is_aligned(tensor) for tensor in (x, weight, bias, residual)),
         )  # fmt: skip
     rows, cos, sin = (None, None, None) if rope is None else rope
-    arguments = {
+    arguments: dict[str, Any] = {
         "x_rows": x,
         "weight_rows": weight,
         "bias_ptr": bias,
@@ -194,8 +227,10 @@ def linear(
     block_m, block_n, block_k = config["BLOCK_M"], config["BLOCK_N"], config["BLOCK_K"]
     tma = bool(config["TMA"]) and _has_descriptors(x, weight)
     if tma:
-        arguments["x_rows"] = _descriptor(x, block_m, block_k)
-        arguments["weight_rows"] = _descriptor(weight, block_n, block_k)
+        arguments["x_rows"] = TensorDescriptor(x, list(x.shape), list(x.stride()), [block_m, block_k])
+        arguments["weight_rows"] = TensorDescriptor(
+            weight, list(weight.shape), list(weight.stride()), [block_n, block_k]
+        )
     constants = {
         # Of a single row torch may have any stride; each would be compiled anew.
         "stride_xt": x.stride(0) if tokens > 1 else in_features,
@@ -267,20 +302,18 @@ def _checked(
     return rows, cos, sin
 
 
+def _is_aligned(x: Tensor) -> bool:
+    """Whether rows begin at multiples of 16 bytes, also where there is but one: its batch would have that stride."""
+    return x.data_ptr() % 16 == 0 and (x.ndim == 1 or x.stride(0) * x.element_size() % 16 == 0)
+
+
 def _has_descriptors(x: Tensor, weight: Tensor) -> bool:
     """Whether tensor descriptors can stand for both: 16-byte steps, 32-bit places, and hardware that has them."""
     if torch.version.hip is not None or (_compute_capability(x.device) or 90) < 90 or x.dtype == torch.float32:
         return False
-    if max(x.shape[0], weight.shape[0], x.shape[1]) >= 1 << 30 or not x.shape[1]:
-        return False
-    steps = (x.data_ptr(), weight.data_ptr(), *(y.stride(0) * y.element_size() for y in (x, weight) if len(y) > 1))
-    return all(step % 16 == 0 for step in steps) and all(y.stride(0) for y in (x, weight))
-
-
-def _descriptor(x: Tensor, rows: int, columns: int) -> TensorDescriptor:
-    # A single row may have any stride in torch, here a multiple of 16 bytes.
-    stride = x.stride(0) if len(x) > 1 else x.shape[1] + -x.shape[1] % 16
-    return TensorDescriptor(x, list(x.shape), [stride, 1], [rows, columns])
+    if not x.stride(0) or not weight.stride(0) or not x.shape[1]:
+        return False  # rows that lie on one another, or have nothing
+    return max(*x.shape, *weight.shape) < 1 << 30 and _is_aligned(x) and _is_aligned(weight)
 
 
 @functools.cache
@@ -291,11 +324,13 @@ def _config(
     epilogue: str,
     gated: bool,
     residual: bool,
-    rope: bool,
+    head_dim: int | None,
     sm: int | None,
+    aligned: bool,
 ) -> Config:
     facts: dict[str, Any] = {"inner": inner, "hidden": hidden, "epilogue": epilogue, "gated": gated}
-    return default_config(Call("linear", device="cuda", dtype=dtype, sm=sm, residual=residual, rope=rope, **facts))
+    facts |= {"residual": residual, "rope": head_dim is not None, "head_dim": head_dim}
+    return default_config(Call("linear", device="cuda", dtype=dtype, sm=sm, **facts), aligned=aligned)
 
 
 @functools.cache

@@ -80,7 +80,7 @@ def _activate_and_store(
     BLOCK_M: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Activate, gate, add the residual, and write."""
-    OF_EACH: tl.constexpr = 2 if GATED else 1
+    OF_EACH: tl.constexpr = 1 + GATED  # columns of the product for one of the result
     if GATED:
         value, gate = acc.reshape(BLOCK_M, BLOCK // 2, 2).split()
         out = activate(value, EPILOGUE) * gate
