@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from transformers.activations import ACT2FN
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from padless.engine.contract import Call
 from padless.engine.models.activations import ACTIVATIONS as CONFIG_NAMES
 from padless.engine.ops.cpu import linear as cpu
 from padless.engine.ops.linear import ACTIVATIONS, linear
+from padless.engine.ops.rope import rope
 
 EPILOGUES = tuple(ACTIVATIONS)
 
@@ -214,3 +217,145 @@ def test_cpu_row_says_what_it_cannot_do() -> None:
     for dtype in (torch.float64, torch.float16):
         (reason,) = cpu.unsupported(Call("linear", "cpu", dtype))
         assert reason == f"needs dtype float32 or bfloat16, got {str(dtype).removeprefix('torch.')}"
+
+
+# Rotation, width, and residuals of another dtype.
+
+
+def a_rotation(tokens: int, half: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows of two tables of cosines and sines, scaled, of which no token has the first."""
+    generator = torch.Generator().manual_seed(tokens)
+    angles = torch.rand(tokens + 5, half, generator=generator, dtype=torch.float64) * 7
+    return torch.randperm(tokens + 4, generator=generator)[:tokens] + 1, angles.cos() * 1.5, angles.sin() * 1.5
+
+
+def turned_by_hand(product: np.ndarray, rotation: tuple[Tensor, Tensor, Tensor], turned: int) -> np.ndarray:
+    """Each pair of channels as one complex number, times that of its token and place."""
+    rows, cos, sin = (table.numpy() for table in rotation)
+    half = cos.shape[1]
+    out = product.copy()
+    for token, row in enumerate(rows):
+        for start in range(0, turned, 2 * half):
+            first, second = slice(start, start + half), slice(start + half, start + 2 * half)
+            pairs = (product[token, first] + 1j * product[token, second]) * (cos[row] + 1j * sin[row])
+            out[token, first], out[token, second] = pairs.real, pairs.imag
+    return out
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("head_dim", [2, 6, 24, 64])
+@pytest.mark.parametrize(("queries", "keys", "values"), [(2, 2, 2), (3, 1, 1), (1, 1, 0), (1, 1, 4)])
+def test_rope_turns_queries_and_keys_alone(queries: int, keys: int, values: int, head_dim: int, bias: bool) -> None:
+    turned = (queries + keys) * head_dim
+    x, weight, b, _ = arguments(7, 11, turned + values * head_dim, torch.float64, bias=bias)
+    rotation = a_rotation(7, head_dim // 2)
+    product = x.numpy() @ weight.numpy().T + (0 if b is None else b.numpy())
+    out = linear(x, weight, b, rope=rotation, turned=turned)
+    np.testing.assert_allclose(out.numpy(), turned_by_hand(product, rotation, turned), rtol=1e-12, atol=1e-12)
+    # As the op that turns queries and keys which were projected before.
+    plain = linear(x, weight, b)
+    q, k = plain[:, :turned].unflatten(1, (-1, head_dim)).split([queries, keys], dim=1)
+    expected = [part.flatten(1) for part in rope(q, k, *rotation)]
+    assert torch.equal(out, torch.cat([*expected, plain[:, turned:]], dim=1))
+
+
+def test_rope_is_that_of_transformers() -> None:
+    # Their tables repeat each half, and hold a row for each token of each text.
+    x, weight, b, _ = arguments(9, 16, 3 * 4 * 8, torch.float64)
+    rows, cos, sin = a_rotation(9, 4)
+    projected = linear(x, weight, b).view(1, 9, 12, 8).transpose(1, 2)
+    their_cos, their_sin = (table[rows].repeat(1, 2)[None] for table in (cos, sin))
+    theirs = apply_rotary_pos_emb(projected[:, :4], projected[:, 4:8], their_cos, their_sin)
+    out = linear(x, weight, b, rope=(rows, cos, sin), turned=64).view(9, 12, 8)
+    torch.testing.assert_close(out[:, :8], torch.cat(theirs, dim=1)[0].transpose(0, 1), rtol=0, atol=1e-13)
+    assert torch.equal(out[:, 8:], projected[0, 8:].transpose(0, 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("epilogue", ["gelu_tanh", "gelu", "none"])
+def test_a_gate_beyond_half_precision_is_wide(epilogue: str, dtype: torch.dtype) -> None:
+    # As mT5's: halves of some 260, whose product is beyond the 65,504 that fp16 holds.
+    x = torch.tensor([[265.0, 264.0], [3.0, -2.0]], dtype=dtype)
+    halves = torch.eye(2, dtype=dtype)
+    out = linear(x, halves, None, epilogue=epilogue, gated=True, wide=True)
+    assert out.dtype == torch.float32
+    expected = activated(epilogue, x[:, :1].double().numpy()) * x[:, 1:].double().numpy()
+    assert expected.max() == 69960 if dtype == torch.float16 else expected.max() > 65504
+    np.testing.assert_allclose(out.double().numpy(), expected, rtol=1e-6)
+    narrow = linear(x, halves, None, epilogue=epilogue, gated=True)
+    assert narrow.dtype == dtype
+    assert narrow[0].isinf().all() if dtype == torch.float16 else narrow[0].isfinite().all()
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("stream", [None, torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_the_result_is_as_wide_as_what_it_is_made_of(
+    dtype: torch.dtype, stream: torch.dtype | None, wide: bool
+) -> None:
+    size = {torch.float16: 2, torch.bfloat16: 2, torch.float32: 4, torch.float64: 8}
+    x, weight, b, r = arguments(3, 5, 4, dtype, residual=True)
+    assert r is not None
+    for gated in (False, True):
+        added = None if stream is None else r[:, : 2 if gated else 4].to(stream)
+        out = linear(x, weight, b, gated=gated, residual=added, wide=wide)
+        widest = max(size[dtype], size[stream or dtype], 4 if wide else 2)
+        # fp16 holds what bf16 does not, and the other way round: only fp32 holds both.
+        mixed = {dtype, stream} == {torch.float16, torch.bfloat16}
+        assert out.dtype.itemsize == max(widest, 4 if mixed else 2)
+        assert out.dtype in ({dtype, stream} if out.dtype.itemsize == 2 else {torch.float32, torch.float64})
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_residual_stream_in_fp32_is_not_rounded(dtype: torch.dtype) -> None:
+    x, weight, b, _ = arguments(3, 5, 4, dtype)
+    stream = torch.tensor([[1e7, 1 + 2**-20, -3e-9, 70000.0]]).repeat(3, 1)
+    assert torch.equal(linear(x * 0, weight, None, residual=stream), stream)
+    assert torch.equal(linear(x, weight, b, residual=stream), stream + linear(x, weight, b).float())
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "rope": {"rope": True},
+    "rope with bias": {"rope": True, "bias": True},
+    "wide": {"wide": True, "bias": True},
+    "wide gelu": {"wide": True, "epilogue": "gelu"},
+    "wide gated silu": {"wide": True, "epilogue": "silu", "gated": True, "bias": True},
+    "stream in fp32": {"stream": torch.float32, "epilogue": "none", "bias": True},
+    "stream in fp32 behind gelu": {"stream": torch.float32, "epilogue": "gelu", "wide": True},
+    "stream in fp32 behind a gate": {"stream": torch.float32, "epilogue": "gelu_tanh", "gated": True},
+    "stream in bf16": {"stream": torch.bfloat16, "epilogue": "relu", "bias": True},
+    "stream in fp16": {"stream": torch.float16, "epilogue": "none"},
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("rows", "inputs"), [(0, 67), (1, 67), (33, 67), (150, 900)])
+def test_cpu_row_turns_widens_and_adds_by_the_two_times_rule(
+    rows: int, inputs: int, way: str, dtype: torch.dtype
+) -> None:
+    facts = {"bias": False, "rope": False, "wide": False, "epilogue": "none", "gated": False, "stream": None}
+    facts |= WAYS[way]
+    outputs = 72
+    x, weight, b, _ = arguments(rows, inputs, outputs, dtype, bias=facts["bias"])
+    options: dict[str, Any] = {name: facts[name] for name in ("epilogue", "gated", "wide")}
+    if facts["rope"]:
+        places, *tables = a_rotation(rows, 6)
+        options |= {"rope": (places, *(table.float() for table in tables)), "turned": 48}
+    if facts["stream"] is not None:
+        width = outputs // 2 if facts["gated"] else outputs
+        options["residual"] = torch.randn(rows, width, generator=torch.Generator().manual_seed(1)).to(facts["stream"])
+    kept = [value.clone() for value in (x, options.get("residual", x))]
+    actual, eager = cpu.linear(x, *prepared(weight, b), **options), linear(x, weight, b, **options)
+    exact = dict(options)
+    if "residual" in exact:
+        exact["residual"] = exact["residual"].double()
+    if "rope" in exact:
+        exact["rope"] = (exact["rope"][0], *(table.double() for table in exact["rope"][1:]))
+    reference = linear(x.double(), weight.double(), None if b is None else b.double(), **exact)
+    assert (actual.dtype, actual.shape) == (eager.dtype, eager.shape)
+    assert torch.equal(x, kept[0])
+    assert torch.equal(options.get("residual", x), kept[1])
+    if rows:
+        errors = [(out.double() - reference).abs().max().item() for out in (actual, eager)]
+        assert errors[0] <= 2 * errors[1] + torch.finfo(actual.dtype).eps * reference.abs().max().item()

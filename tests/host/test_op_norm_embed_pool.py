@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,10 +15,12 @@ from sentence_transformers.sentence_transformer.modules import Pooling as TheirP
 from torch import Tensor
 from transformers import BertConfig as TheirConfig
 from transformers.models.bert.modeling_bert import BertEmbeddings as TheirEmbeddings
+from transformers.models.mobilebert.modeling_mobilebert import NoNorm
+from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from padless.engine.batch import PackedBatch, TokenizedTexts, pack
 from padless.engine.ops.embed import embed
-from padless.engine.ops.norm import layer_norm
+from padless.engine.ops.norm import layer_norm, no_norm, rms_norm
 from padless.engine.ops.pool import pool
 from padless.engine.pooling import Pooling
 from padless.engine.sentence_folder import POOLING_MODES, PoolingSpec
@@ -45,6 +48,7 @@ def test_layer_norm_is_the_formula(rows: int, hidden: int, bias: bool, eps: floa
     mean, variance = values.mean(axis=1, keepdims=True), values.var(axis=1, keepdims=True)
     expected = (values - mean) / np.sqrt(variance + eps) * weight.numpy() + (b.numpy() if bias else 0)
     out = layer_norm(x, weight, b if bias else None, eps=eps)
+    assert isinstance(out, Tensor)
     np.testing.assert_allclose(out.numpy(), expected, rtol=1e-11, atol=1e-11)
 
 
@@ -55,8 +59,121 @@ def test_layer_norm_of_half_precision_has_fp32_statistics(dtype: torch.dtype) ->
     weight, bias = torch.ones(1024, dtype=dtype), torch.zeros(1024, dtype=dtype)
     expected = layer_norm(x.double(), weight.double(), bias.double(), eps=1e-5)
     out = layer_norm(x, weight, bias, eps=1e-5)
+    assert isinstance(out, Tensor)
     assert out.dtype == dtype
     torch.testing.assert_close(out.double(), expected, rtol=torch.finfo(dtype).eps, atol=1e-4)
+
+
+def their_stream(dtype: torch.dtype, stream: torch.dtype) -> torch.dtype:
+    """The dtype of a sum by hand: the wider one; fp32 for two that hold each what the other does not."""
+    if dtype == stream:
+        return dtype
+    wider = max(dtype, stream, key=lambda kind: kind.itemsize)
+    return wider if dtype.itemsize != stream.itemsize else torch.float32
+
+
+STREAMS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+@pytest.mark.parametrize("dtype", STREAMS)
+@pytest.mark.parametrize("weights", STREAMS)
+def test_a_norm_adds_first_and_returns_both(weights: torch.dtype, dtype: torch.dtype, stream: torch.dtype) -> None:
+    x, residual = normal(5, 37, seed=1, dtype=dtype), normal(5, 37, seed=2, dtype=stream) * 3
+    weight, bias = normal(37, seed=3, dtype=weights), normal(37, seed=4, dtype=weights)
+    together = their_stream(dtype, stream)
+    expected_total = x.double() + residual.double()
+    for op, eps, rest in ((layer_norm, 1e-5, (bias,)), (layer_norm, 1e-12, (None,)), (rms_norm, 1e-6, ())):
+        out, total = op(x, weight, *rest, eps=eps, residual=residual)
+        assert (total.dtype, out.dtype, total.shape, out.shape) == (together, weights, x.shape, x.shape)
+        torch.testing.assert_close(total.double(), expected_total, rtol=torch.finfo(together).eps, atol=1e-30)
+        # What is returned is what was normalised.
+        values = total.double().numpy()
+        centred = values - values.mean(axis=1, keepdims=True) if op is layer_norm else values
+        expected = centred / np.sqrt((centred**2).mean(axis=1, keepdims=True) + eps) * weight.double().numpy()
+        if any(part is bias for part in rest):
+            expected = expected + bias.double().numpy()
+        epsilon = max(torch.finfo(weights).eps, torch.finfo(torch.float32).eps if dtype != torch.float64 else 1e-16)
+        np.testing.assert_allclose(out.double().numpy(), expected, rtol=2 * epsilon, atol=8 * epsilon)
+        alone = op(total, weight, *rest, eps=eps)
+        assert isinstance(alone, Tensor)
+        assert torch.equal(alone, out)
+
+
+@pytest.mark.parametrize("hidden", [1, 3, 64, 511])
+@pytest.mark.parametrize("weights", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_rms_norm_is_that_of_transformers(dtype: torch.dtype, weights: torch.dtype, hidden: int) -> None:
+    theirs = T5LayerNorm(hidden, eps=1e-6)
+    theirs.weight.data = normal(hidden, seed=1, dtype=weights)
+    x = normal(7, hidden, dtype=dtype) * 20
+    expected = theirs(x)
+    if weights in (torch.float16, torch.bfloat16):
+        assert torch.equal(rms_norm(x, theirs.weight, eps=1e-6), expected)  # pyright: ignore[reportArgumentType]
+    else:
+        # Their quotient keeps x's dtype where the weight is not half precision.
+        out = rms_norm(x, theirs.weight, eps=1e-6)
+        torch.testing.assert_close(out, expected.to(weights), rtol=torch.finfo(dtype).eps, atol=0)
+
+
+def test_rms_norm_is_the_formula() -> None:
+    x, weight = normal(6, 41) * 5 + 2, normal(41, seed=1)
+    expected = x.numpy() / np.sqrt((x.numpy() ** 2).mean(axis=1, keepdims=True) + 0.3) * weight.numpy()
+    out = rms_norm(x, weight, eps=0.3)
+    assert isinstance(out, Tensor)
+    np.testing.assert_allclose(out.numpy(), expected, rtol=1e-13)
+
+
+def test_a_norm_of_a_stream_in_fp32_sees_all_its_digits() -> None:
+    # In half precision 4096 + 0.25 is 4096: what the layers add would be gone.
+    stream = torch.full((1, 8), 4096.0)
+    x = (torch.arange(8) * 0.25).half()[None]
+    weight, bias = torch.ones(8, dtype=torch.float16), torch.zeros(8, dtype=torch.float16)
+    out, total = layer_norm(x, weight, bias, eps=1e-5, residual=stream)
+    assert total.tolist() == [[4096 + 0.25 * channel for channel in range(8)]]
+    assert out.dtype == torch.float16
+    expected = (np.arange(8) - 3.5) / math.sqrt(np.arange(8).var() + 16e-5)
+    np.testing.assert_allclose(out[0].double().numpy(), expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("stream", [None, torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_no_norm_is_the_formula(dtype: torch.dtype, wide: bool, stream: torch.dtype | None) -> None:
+    x, weight, bias = (normal(*shape, seed=seed, dtype=dtype) for seed, shape in enumerate(((6, 35), (35,), (35,))))
+    residual = None if stream is None else normal(6, 35, seed=9, dtype=stream) * 7
+    total = x.double().numpy() + (0 if residual is None else residual.double().numpy())
+    expected = total * weight.double().numpy() + bias.double().numpy()
+    out = no_norm(x, weight, bias, residual=residual, wide=wide)
+    assert out.dtype == (torch.promote_types(dtype, torch.float32) if wide else dtype)
+    precision = torch.finfo(out.dtype).eps
+    # One rounding of the result, beside those of fp32 where there are any.
+    beside = 4e-6 if precision > 1e-12 else 1e-14
+    np.testing.assert_allclose(out.double().numpy(), expected, rtol=0.51 * precision, atol=beside)
+
+
+def test_no_norm_is_that_of_transformers() -> None:
+    theirs = NoNorm(24)
+    theirs.weight.data, theirs.bias.data = normal(24, seed=1), normal(24, seed=2)
+    x, residual = normal(5, 24), normal(5, 24, seed=3)
+    torch.testing.assert_close(no_norm(x, theirs.weight, theirs.bias), theirs(x), rtol=0, atol=1e-14)
+    out = no_norm(x, theirs.weight, theirs.bias, residual=residual)
+    torch.testing.assert_close(out, theirs(x + residual), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_no_norm_carries_a_stream_beyond_half_precision(dtype: torch.dtype) -> None:
+    # MobileBERT's published weights reach 2.5e7: infinite in fp16, three digits in bf16.
+    x = torch.tensor([[0.5, -1.0]], dtype=dtype)
+    weight, bias = torch.tensor([2.0, 1.0], dtype=dtype), torch.tensor([1.0, 0.25], dtype=dtype)
+    residual = torch.tensor([[1e7 + 3, 12.5]])
+    out = no_norm(x, weight, bias, residual=residual, wide=True)
+    assert out.dtype == torch.float32
+    assert out.tolist() == [[2e7 + 8, 11.75]]
+    narrow = no_norm(x, weight, bias, residual=residual)
+    assert narrow.dtype == dtype
+    assert narrow[0, 0].isinf() if dtype == torch.float16 else narrow[0, 0] == torch.tensor(2e7 + 8).bfloat16()
+    assert narrow[0, 1] == 11.75
 
 
 # Embed.
