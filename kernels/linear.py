@@ -1,4 +1,36 @@
-"""A GEMM with what follows it, in Triton: `engine/ops/linear.py`. The kernel is in `linear_forward.py`."""
+"""A GEMM with what follows it, in Triton: `engine/ops/linear.py` in one launch. The kernel is in `linear_forward.py`.
+
+Maths, a tile of `x @ weight^T` in fp32, each sum from the first input feature to the last, rounded once at the end:
+    residual + activation(product + bias)                                         [tokens, out_features]
+    residual + activation(even columns) * odd columns                             gated: [tokens, out_features / 2]
+    pairs (2 j, 2 j + 1) of a head's columns, turned by the token's angle j       rope, the first `turned` columns
+`prepare` puts rows of the weight beside each other whose outputs meet: row `i` of both halves of a gate, channel `j` of
+both halves of a head. Both then lie in the registers of one thread. A turned channel is stored where eager has it.
+
+Tiling: the grid is as many programs as the GPU runs at once. Program p takes tiles p, p + programs, … in this order:
+
+                      out_features
+            |  0  g ... |        each number a tile of BLOCK_M x BLOCK_N, GROUP_M (g) bands of rows taken together:
+    tokens  |  1  ..... |        what is in flight shares g bands of x and a few of the weight, which L2 keeps
+            |  ...      |        and a tile leaves in PARTS, one after the other, so that few numbers
+            | g-1 2g-1  |        are held beside the sums: 256 columns in registers have no room for an erf of all
+A tile's rows never meet, no sum is split, and tiling depends on widths and dtype only: the bits of a row are its own.
+
+What is fused: bias, activation, gate, residual of any dtype (the result is in the wider one), rotation, the cast. The
+product is never written. In half precision of `e` bytes that saves, a token, against an op of its own for each:
+4 e I for a gate of I outputs (9.2 kB at I = 1,152), 2 e N for an activation or a residual of N (3.1 kB at N = 768),
+2 e `turned` for the rotation (6.1 kB at 1,536).
+
+Bytes and FLOPs a token: `e (K + outputs)`, `e outputs` more with a residual; `2 N K`. The weight, `e N K`, is read once
+a batch. In bf16 920 FLOPs a byte for ModernBERT's gate (768 to 2 x 1,152), 256 for 768 to 768 with a residual, 100 for
+MobileBERT's 128 to 512: above some 300 tensor cores are the bound (Hopper), below it memory. Out of L2 a tile of 128 by
+256 reads 85 FLOPs a byte. Times on a GPU: not measured.
+
+Tried by compiling alone: without PARTS 128 x 256 columns spill up to 1.4 kB a thread beside erf, rotation or an fp32
+residual on sm_80, 90 and 100, with four parts none. `flatten` keeps the epilogue's memory apart, so a stage less fits.
+`warp_specialize` does nothing on sm_90, and takes all 255 registers on sm_100, where it fits in four parts. Where rows
+begin anywhere, K or N odd, each number has its own address: wide tiles spill kilobytes, those of 64 by 64 nothing.
+"""
 
 from __future__ import annotations
 
@@ -25,19 +57,11 @@ from .registration import traceable
 
 __all__ = ["CANDIDATES", "default_config", "defers", "linear", "prepare", "unsupported"]
 
+# fmt: off
 EPILOGUES = (
-    "none",
-    "gelu",
-    "gelu_tanh",
-    "relu",
-    "tanh",
-    "silu",
-    "mish",
-    "relu6",
-    "relu2",
-    "sigmoid",
-    "quick_gelu",
+    "none", "gelu", "gelu_tanh", "relu", "tanh", "silu", "mish", "relu6", "relu2", "sigmoid", "quick_gelu",
 )
+# fmt: on
 """The keys of `ACTIVATIONS` in `engine/ops/linear.py`, which kernels do not import."""
 
 INTERPRETED_PROGRAMS = 3
@@ -59,17 +83,18 @@ def default_config(call: Call, *, aligned: bool = True) -> Config:
     if call.dtype == torch.float32:
         # Products in full fp32 run on the ordinary cores, with both operands in registers.
         return _tiles(64 if narrow else 128, 64, 16, num_warps=8, num_stages=2 if narrow else 3)
-    if narrow:
-        return _tiles(64, 64, 64, num_warps=8, num_stages=3)
-    wide = -(call.hidden or 0) % 256 < 128  # less than half of the last tile's columns lie beyond the last
-    # As many numbers leave at once: a gate halves them.
-    parts = (2 if wide else 1) if call.gated else 4 if wide else 2
-    if call.sm is not None and 90 <= call.sm < 120:
-        return _tiles(128, 256 if wide else 128, 64, num_warps=8, num_stages=4, parts=parts, tma=1)
     if call.sm is None:
-        return _tiles(128, 128, 32, num_warps=8, num_stages=2, parts=2)
+        return _tiles(128, 128, 32, num_warps=8, num_stages=2, parts=4)
+    since_hopper = 90 <= call.sm < 120
     # The tensor cores of the others read both operands from registers, and sm_86, 89 and 120 have 99 KiB shared.
-    return _tiles(128, 256 if wide else 128, 32, num_warps=8, num_stages=4, parts=parts)
+    features = 64 if since_hopper else 32
+    if narrow:
+        return _tiles(64, 64, features, num_warps=8, num_stages=3)
+    columns = 256 if -(call.hidden or 0) % 256 < 128 else 128  # of the last tile more than half is used
+    parts = columns // 64
+    if since_hopper and call.gated:
+        parts //= 2  # as many numbers leave at once
+    return _tiles(128, columns, features, num_warps=8, num_stages=4, parts=parts, tma=int(since_hopper))
 
 
 def _widths(call: Call) -> tuple[int, ...]:
