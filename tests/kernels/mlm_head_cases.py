@@ -15,8 +15,9 @@ from padless.engine.contract import Call
 from padless.engine.ops.mlm_head import Predictions
 from padless.engine.ops.mlm_head import mlm_head as eager
 from padless.kernels import mlm_head as kernels
+from padless.kernels.launch import Config
 
-__all__ = ["Head", "Weights", "assert_right", "in_order", "predict", "prepared", "ranked"]
+__all__ = ["Head", "Weights", "assert_right", "cut_in", "in_order", "predict", "prepared", "ranked"]
 
 Weights = tuple[Tensor | None, ...]
 """The seven weights in the op's order."""
@@ -33,6 +34,8 @@ class Head:
         weights: layout of the weights.
         magnitude: of the rows.
         spread: standard deviation of the logits, about.
+        cut: into how many parts the vocabulary is cut, in tiles of 32 tokens, so that some parts have several, as a
+            real vocabulary's have; 0 for the shipped tiling.
     """
 
     dtype: torch.dtype
@@ -48,11 +51,13 @@ class Head:
     weights: str = "dense"
     magnitude: float = 1.0
     spread: float = 1.0
+    cut: int = 0
     draw: int = 0
 
     @property
     def options(self) -> dict[str, Any]:
-        return {"epilogue": self.epilogue, "eps": self.eps, "top_k": self.top_k}
+        tiling = {"config": cut_in(self.cut)} if self.cut else {}
+        return {"epilogue": self.epilogue, "eps": self.eps, "top_k": self.top_k, **tiling}
 
     @property
     def highest(self) -> int:
@@ -82,6 +87,11 @@ class Head:
             decoder_bias if self.parts in ("all", "decoder") else None,
             own_weight,
         )
+
+
+def cut_in(parts: int) -> Config:
+    """A tiling that cuts the vocabulary into that many parts at most."""
+    return Config.of(BLOCK_M=16, BLOCK_N=32, BLOCK_K=32, PARTS=parts)
 
 
 def prepared(weights: Weights, epilogue: str = "gelu") -> tuple[Any, ...]:
@@ -133,7 +143,7 @@ def assert_right(head: Head, rows: Tensor, weights: Weights, **options: Any) -> 
     assert isinstance(same, Tensor)
     assert isinstance(exact, Tensor)
     if head.top_k is None:
-        got = predict(rows, weights, **head.options, **options)
+        got = predict(rows, weights, **{**head.options, **options})
         _assert_rule(got, same, exact, head.dtype, "logits")
         return got
     values, ids, lse = ranked(rows, weights, **{**head.options, **options})

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from mlm_head_cases import Head, Weights, assert_right, predict, prepared, ranked
+from mlm_head_cases import Head, Weights, assert_right, cut_in, predict, prepared, ranked
 from operands import DTYPES, LAYOUTS, alike, distinct, grid, sampled
 from torch import Tensor
 
@@ -23,7 +23,7 @@ CASES = sampled(
     Head, 440, seed=5, dtype=DTYPES, rows=(0, 1, 2, 15, 16, 17, 33), hidden=(16, 17, 33, 64, 65, 96),
     own=(0, 0, 1, 7, 15), vocab=VOCABULARIES, top_k=TOP_K, parts=PARTS, epilogue=tuple(ACTIVATIONS),
     eps=(1e-12, 1e-5, 0.1), layout=LAYOUTS, weights=LAYOUTS, magnitude=(0.1, 1.0, 5.0),
-    spread=(0.1, 1.0, 30.0, 1000.0), draw=range(100),
+    spread=(0.1, 1.0, 30.0, 1000.0), cut=(0, 0, 1, 2, 3), draw=range(100),
 )  # fmt: skip
 
 
@@ -94,7 +94,14 @@ def planted(rows: int, width: int, vocab: int, dtype: torch.dtype, own: int = 0,
 
 
 TIES = sampled(
-    SimpleNamespace, 72, seed=6, dtype=DTYPES, top_k=(1, 2, 5, 10), vocab=(2, 63, 64, 65, 129, 1000), rows=(1, 3, 17)
+    SimpleNamespace,
+    72,
+    seed=6,
+    dtype=DTYPES,
+    top_k=(1, 2, 5, 10),
+    vocab=(2, 63, 64, 65, 129, 1000),
+    rows=(1, 3, 17),
+    cut=(0, 1, 3, 4),
 )
 
 
@@ -102,7 +109,8 @@ TIES = sampled(
 def test_of_equal_logits_the_lower_id_comes_first(case: SimpleNamespace) -> None:
     vocab, rows, top_k, dtype = case.vocab, case.rows, case.top_k, case.dtype
     hidden, weights, logits = planted(rows, 18, vocab, dtype)
-    values, ids, lse = ranked(hidden, weights, top_k=top_k, epilogue="none")
+    config = cut_in(case.cut) if case.cut else None
+    values, ids, lse = ranked(hidden, weights, top_k=top_k, epilogue="none", config=config)
     expected = logits.sort(dim=1, descending=True, stable=True)
     assert torch.equal(values, expected.values[:, :top_k].float())
     assert torch.equal(ids, expected.indices[:, :top_k])
@@ -122,10 +130,12 @@ def test_exact_logits_of_two_matrices(own: int, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("vocab", [1, 9, 64, 200])
 @pytest.mark.parametrize("value", [0.0, -7.0, -torch.inf, torch.inf])
-def test_all_logits_are_equal(value: float, vocab: int) -> None:
+@pytest.mark.parametrize("cut", [0, 2])
+def test_all_logits_are_equal(cut: int, value: float, vocab: int) -> None:
     hidden, weights, _ = planted(3, 18, vocab, torch.float32)
     same = (*weights[:4], torch.zeros(vocab, 18), torch.full((vocab,), value), None)
-    values, ids, lse = ranked(hidden, same, top_k=5, epilogue="none")
+    config = cut_in(cut) if cut else None
+    values, ids, lse = ranked(hidden, same, top_k=5, epilogue="none", config=config)
     count = min(5, vocab)
     assert torch.equal(ids, torch.arange(count).expand(3, -1))
     assert torch.equal(values, torch.full((3, count), value))
@@ -165,10 +175,10 @@ def test_more_than_there_are_is_all_there_are(top_k: int, vocab: int, dtype: tor
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("left", [0, 1, 3, 20])
-@pytest.mark.parametrize("vocab", [64, 130])
-def test_barred_ids_come_last_and_weigh_nothing(vocab: int, left: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("vocab", "cut"), [(64, 0), (130, 0), (130, 1), (130, 2)])
+def test_barred_ids_come_last_and_weigh_nothing(vocab: int, cut: int, left: int, dtype: torch.dtype) -> None:
     # All but some at the end: whole blocks hold nothing but minus infinity.
-    head = Head(dtype, rows=3, vocab=vocab, top_k=5)
+    head = Head(dtype, rows=3, vocab=vocab, top_k=5, cut=cut)
     rows, weights = head.operands()
     bias = weights[5]
     assert bias is not None
@@ -252,7 +262,7 @@ def test_a_second_call_gives_the_same_bits_and_changes_no_input(top_k: int | Non
 
 @pytest.mark.parametrize("top_k", [None, 5])
 def test_every_candidate_obeys_the_rule(top_k: int | None) -> None:
-    head = Head(torch.bfloat16, rows=17, hidden=40, own=8, vocab=150, top_k=top_k)
+    head = Head(torch.bfloat16, rows=3, hidden=40, own=8, vocab=150, top_k=top_k)
     rows, weights = head.operands()
     for config in distinct(kernels.CANDIDATES):
         assert_right(head, rows, weights, config=config)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from mlm_head_cases import Head, assert_right, predict, ranked
+from mlm_head_cases import Head, assert_right, cut_in, predict, ranked
 from operands import alike, sparse
 from torch import Tensor
 
@@ -28,22 +28,24 @@ def test_each_weight_matters(index: int) -> None:
     assert not torch.allclose(after, before)
 
 
-def at(places: list[int], vocab: int, rows: int = 2) -> tuple[Tensor, Tensor, Tensor]:
+def at(places: list[int], vocab: int, cut: int) -> tuple[Tensor, Tensor, Tensor]:
     """Predictions of a head whose logits are 0 but for those at `places`: as many as there are, falling."""
     bias = torch.zeros(vocab)
     bias[places] = torch.arange(len(places), 0, -1.0)
     eye, ones = torch.eye(16), torch.ones(16)
-    hidden = torch.randn(rows, 16, generator=torch.Generator().manual_seed(1))
+    hidden = torch.randn(2, 16, generator=torch.Generator().manual_seed(1))
     weights = (eye, None, ones, None, torch.zeros(vocab, 16), bias, None)
-    return ranked(hidden, weights, top_k=len(places), epilogue="none")
+    config = cut_in(cut) if cut else None
+    return ranked(hidden, weights, top_k=len(places), epilogue="none", config=config)
 
 
 @pytest.mark.parametrize("vocab", [63, 64, 65, 129, 256, 513])
-def test_the_highest_may_be_anywhere(vocab: int) -> None:
+@pytest.mark.parametrize("cut", [0, 1, 3])
+def test_the_highest_may_be_anywhere(cut: int, vocab: int) -> None:
     edges = [i for block in (16, 32, 64, 128, 256, 512) for i in (block - 1, block) if i < vocab]
     places = sorted({0, 1, vocab - 2, vocab - 1, *edges})
     for order in (places, places[::-1]):
-        values, ids, lse = at(order, vocab)
+        values, ids, lse = at(order, vocab, cut)
         assert torch.equal(ids, torch.tensor(order).expand(2, -1))
         assert torch.equal(values, torch.arange(len(order), 0, -1.0).expand(2, -1))
         exact = torch.zeros(vocab, dtype=torch.float64)
@@ -52,15 +54,17 @@ def test_the_highest_may_be_anywhere(vocab: int) -> None:
 
 
 @pytest.mark.parametrize("top_k", [2, 5])
-def test_all_of_the_highest_may_lie_in_one_block(top_k: int) -> None:
+@pytest.mark.parametrize("cut", [0, 1, 2])
+def test_all_of_the_highest_may_lie_in_one_block(cut: int, top_k: int) -> None:
     for start in (0, 64, 130, 200 - top_k):
         places = list(range(start, start + top_k))
-        assert torch.equal(at(places, 200)[1], torch.tensor(places).expand(2, -1))
+        assert torch.equal(at(places, 200, cut)[1], torch.tensor(places).expand(2, -1))
 
 
 @pytest.mark.parametrize("places", list(itertools.permutations((3, 70, 140, 199))), ids=str)
 def test_each_block_may_hold_one(places: tuple[int, ...]) -> None:
-    assert torch.equal(at(list(places), 200)[1], torch.tensor(places).expand(2, -1))
+    for cut in (0, 1, 2):
+        assert torch.equal(at(list(places), 200, cut)[1], torch.tensor(places).expand(2, -1))
 
 
 def test_negative_logits_are_above_what_is_masked() -> None:
@@ -119,3 +123,16 @@ def test_rows_of_the_decoder_beyond_two_to_the_31_elements(top_k: int | None, tm
         assert alike(found, expected)
     else:
         assert all(map(alike, found, expected))
+
+
+@pytest.mark.parametrize("rise", [1, -1])
+@pytest.mark.parametrize("step", [1.0, 40.0, 1e4])
+def test_the_sum_is_kept_while_the_highest_rises(step: float, rise: int) -> None:
+    # From tile to tile of a part, and from part to part.
+    bias = (torch.arange(130) // 10 * step * rise).float()
+    eye, ones = torch.eye(16), torch.ones(16)
+    weights = (eye, None, ones, None, torch.zeros(130, 16), bias, None)
+    for cut in (1, 2, 5):
+        _, _, lse = ranked(torch.zeros(2, 16), weights, top_k=3, epilogue="none", config=cut_in(cut))
+        expected = bias.double().logsumexp(0).float().expand(2)
+        torch.testing.assert_close(lse, expected, rtol=1e-6, atol=1e-6)

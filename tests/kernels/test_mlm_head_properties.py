@@ -29,6 +29,7 @@ HEADS = st.builds(
     weights=st.sampled_from(LAYOUTS),
     magnitude=st.sampled_from((0.1, 1.0, 5.0)),
     spread=st.sampled_from((0.01, 1.0, 100.0)),
+    cut=st.sampled_from((0, 1, 2, 5)),
     draw=st.integers(0, 2**20),
 )
 
