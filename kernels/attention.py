@@ -54,7 +54,9 @@ def default_config(call: Call) -> Config:
     if call.dtype == torch.float32:
         # Products in full fp32 run on the ordinary cores, with both operands in registers.
         rows, keys = (64, 32) if width <= 32 else (32, 32) if width == 64 else (16, 16)
-        return Config.of(num_warps=8, num_stages=2, max_registers=255, BLOCK_M=rows, BLOCK_N=keys, TMA=0)
+        # Off NVIDIA hardware Triton 3.6 cannot translate the bias' gather where blocks of keys are fetched ahead.
+        stages = 1 if has_bias and call.sm is None else 2
+        return Config.of(num_warps=8, num_stages=stages, max_registers=255, BLOCK_M=rows, BLOCK_N=keys, TMA=0)
     if call.sm in (90, 100):
         rows, keys = 128, 64 if width <= 128 else 32
         if has_bias:
