@@ -19,12 +19,16 @@ SECONDS = 4.0
 
 
 def poison(like: Sequence[Tensor]) -> None:
-    """Leave NaN in the memory that the next allocations of these sizes will most likely get.
+    """Leave NaN in the memory that the next allocations of these sizes will most likely get; the least of integers.
 
     A row that a kernel forgets to write is then NaN, rather than what the last run left there.
     """
-    filled = [torch.full_like(x, float("nan"), memory_format=torch.contiguous_format) for x in like]
+    filled = [torch.full_like(x, _poison(x.dtype), memory_format=torch.contiguous_format) for x in like]
     del filled
+
+
+def _poison(dtype: torch.dtype) -> float:
+    return float("nan") if dtype.is_floating_point else torch.iinfo(dtype).min
 
 
 def repeat(call: Callable[[], Sequence[Tensor]], first: Sequence[Tensor], context: Context) -> Figures:

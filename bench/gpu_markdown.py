@@ -23,7 +23,13 @@ def render(report: Mapping[str, Any]) -> str:
         lines += ["A dry run: tiny sizes through the interpreter on a CPU. It shows that all of it runs.", ""]
     lines += [f"Written {report['written']} by `make gpu-report`. `report.json` has every figure.", ""]
     lines += _table(("", ""), [(name, value) for name, value in machine.items() if name != "gpu"])
-    sections = {"correctness": _correctness, "attention": _attention, "candidates": _candidates, "profile": _profile}
+    sections = {
+        "correctness": _correctness,
+        "attention": _attention,
+        "fused": _fused,
+        "candidates": _candidates,
+        "profile": _profile,
+    }
     for name, part in report["parts"].items():
         lines += ["", f"## {name}", "", _state(part), ""]
         lines += sections[name](part["cases"])
@@ -106,11 +112,13 @@ def _compared(name: str, figures: Mapping[str, Any], gemm: float | None) -> Sequ
 
 def _target(figures: Mapping[str, Any]) -> str:
     """The aim of this case and, where it was measured, whether it was met."""
-    ours = figures["timed"].get("padless") or {}
+    ours = figures.get("timed", {}).get("padless") or {}
     for key, unit, reached in (
         ("target_tflops", "TFLOP/s", ours.get("tflops")),
         ("target_ratio", "times", _ratio_for_target(figures)),
         ("target_of_copy", "of the copy", figures.get("of_copy")),
+        ("target_of_product", "of the product alone", figures.get("of_product")),
+        ("target_gbps", "GB/s", ours.get("gbps")),
     ):
         if key in figures:
             verdict = "" if reached is None else ", met" if reached >= figures[key] else ", missed"
@@ -122,7 +130,7 @@ def _ratio_for_target(figures: Mapping[str, Any]) -> float | None:
     """Against the best of flash-attn and torch varlen where those are the peers; else the case's own ratio."""
     rivals = [
         row["ratio"]
-        for name, row in figures["timed"].items()
+        for name, row in figures.get("timed", {}).items()
         if row is not None and name.startswith(("flash-attn", "torch varlen"))
     ]
     return min(rivals) if rivals and "best_peer" in figures else figures.get("ratio")
@@ -140,6 +148,30 @@ def _timed(name: str, figures: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
 
 def _rate(row: Mapping[str, Any]) -> str:
     return f"{row['gbps']:,.0f} GB/s" if "gbps" in row else f"{row['tflops']:.0f} TFLOP/s"
+
+
+def _fused(cases: Cases) -> list[str]:
+    ceilings = cases.get("ceilings", {})
+    gemm, copy = ceilings.get("gemm_tflops"), ceilings.get("copy_gbps")
+    measured = f"{_number(gemm, 0)} TFLOP/s in a bf16 matrix product, {_number(copy, 0)} GB/s in a copy"
+    lines = [f"The card's ceilings in this run: {NOT_MEASURED if gemm is None else measured}.", ""]
+    checked = {name: figures for name, figures in cases.items() if "of_bound" in figures}
+    lines += _table(
+        ("case", "worst error / allowed", "repeats with other bits", "padless", "tokens/s", "target on an H200"),
+        [_fused_row(name, figures) for name, figures in checked.items()],
+    )
+    lines += ["", "Every call, median and p20 to p80 of the device's time:", ""]
+    return lines + _table(
+        ("case", "call", "µs", "p20 to p80", "rate", "host µs", "padless is … times as fast"),
+        [row for name, figures in checked.items() if "timed" in figures for row in _timed(name, figures)],
+    )
+
+
+def _fused_row(name: str, figures: Mapping[str, Any]) -> Sequence[Any]:
+    ours = figures.get("timed", {}).get("padless")
+    rate = NOT_MEASURED if ours is None else _rate(ours)
+    tokens = _number(figures.get("tokens_per_second"), 0)
+    return name, _number(figures["of_bound"], 2), figures["repeats_differ"], rate, tokens, _target(figures)
 
 
 def _candidates(cases: Cases) -> list[str]:

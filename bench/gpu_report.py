@@ -1,6 +1,6 @@
 """`make gpu-report`: are the kernels right on this GPU, and how fast are they; one command, under nine minutes.
 
-    python -m padless.bench.gpu_report --out DIR [--parts correctness,attention,candidates] [--minutes 8.5] [--dry]
+    python -m padless.bench.gpu_report --out DIR [--parts correctness,attention,fused] [--minutes 8.5] [--dry]
 
 Needs a GPU, torch, triton and padless. Leaves report.json, report.md and log.txt, written after every case; a second
 run on the same folder does only what is missing. Each part runs in processes of its own. `--dry` takes the same path
@@ -31,7 +31,7 @@ from .kernel_hash import kernel_hashes
 
 __all__ = ["main", "run"]
 
-DEFAULT_PARTS = ("correctness", "attention", "candidates")
+DEFAULT_PARTS = ("correctness", "attention", "fused", "candidates")
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class Part:
 PARTS = {
     "correctness": Part(share=4.0, workers=12, warm=0.0, limit=120.0),
     "attention": Part(share=3.0, workers=1, warm=0.5, limit=60.0),
+    "fused": Part(share=3.0, workers=1, warm=0.4, limit=90.0),
     "candidates": Part(share=3.0, workers=1, warm=0.5, limit=60.0),
     "profile": Part(share=1.0, workers=1, warm=0.0, limit=120.0),
 }

@@ -28,6 +28,7 @@ __all__ = ["MODULES", "main"]
 MODULES = {
     "correctness": "gpu_correctness",
     "attention": "gpu_attention",
+    "fused": "gpu_fused",
     "candidates": "gpu_candidates",
     "profile": "gpu_profile",
 }

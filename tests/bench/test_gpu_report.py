@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from padless.bench import gpu_attention, gpu_candidates, gpu_correctness, gpu_profile, gpu_report
+from padless.bench import gpu_attention, gpu_candidates, gpu_correctness, gpu_fused, gpu_profile, gpu_report
 from padless.bench.gpu_case import Context
 from padless.bench.gpu_markdown import render
 from padless.bench.kernel_hash import kernel_hashes
@@ -48,7 +48,7 @@ def test_it_leaves_three_files_and_no_partial_one(dry: Path) -> None:
 
 
 def test_every_case_of_every_part_is_sound(found: dict[str, Any]) -> None:
-    assert list(found["parts"]) == ["correctness", "attention", "candidates"]
+    assert list(found["parts"]) == ["correctness", "attention", "fused", "candidates"]
     for part in found["parts"].values():
         assert part["complete"]
         assert part["not_run"] == []
@@ -63,6 +63,19 @@ def test_every_kernel_was_checked_repeated_and_is_within_its_bound(found: dict[s
         assert figures["repeats"] >= 2
         assert figures["repeats_differ"] == 0
     assert max(figures["of_bound"] for figures in cases.values()) > 0.0
+
+
+def test_every_fused_kernel_was_checked_before_it_was_timed(found: dict[str, Any]) -> None:
+    cases = {name: figures for name, figures in found["parts"]["fused"]["cases"].items() if name != "ceilings"}
+    assert {name.split("/")[0] for name in cases} == {"linear", "norm", "mobilebert", "head"}
+    for name, figures in cases.items():
+        assert 0.0 < figures["of_bound"] <= 1.0, name
+        assert figures["repeats"] >= 2
+        assert figures["repeats_differ"] == 0
+        alone = {"the product alone, cuBLAS"} if name.startswith(("linear", "head")) else set()
+        assert figures["timed"].keys() == {"padless", "op by op"} | alone
+        assert set(figures["timed"].values()) == {None}
+        assert not {"of_product", "tokens_per_second"} & set(figures)
 
 
 def test_it_says_what_it_ran_on(found: dict[str, Any]) -> None:
@@ -158,7 +171,7 @@ def test_a_wrong_call_ends_in_one_line(
 
 
 @pytest.mark.parametrize("gibibytes", [8, 24, 70])
-@pytest.mark.parametrize("part", [gpu_correctness, gpu_attention, gpu_candidates, gpu_profile])
+@pytest.mark.parametrize("part", [gpu_correctness, gpu_attention, gpu_fused, gpu_candidates, gpu_profile])
 def test_the_cases_of_a_gpu_have_names_of_their_own(part: Any, gibibytes: int) -> None:
     names = [case.name for case in part.cases(Context(torch.device("cpu"), False, gibibytes << 30))]
     assert names
@@ -218,6 +231,15 @@ def test_what_was_measured_reads_as_measured() -> None:
         "absent": {},
         "timed": {"padless": timed(1000.0, gbps=2800.0, ratio=1.0)},
     }
+    checked = {"status": "ok", "of_bound": 0.5, "repeats": 250, "repeats_differ": 0}
+    gated = checked | {
+        "target_of_product": 1.0,
+        "of_product": 1.04,
+        "tokens_per_second": 1_000_000,
+        "timed": {"padless": timed(100.0, tflops=500.0, ratio=1.0), "op by op": timed(200.0, tflops=250.0, ratio=2.0)},
+    }
+    normed = checked | {"target_gbps": 3900.0, "timed": {"padless": timed(100.0, gbps=3800.0, ratio=1.0)}}
+    fused = {"linear/gate, bf16": gated, "norm/768, bf16": normed, "norm/768, fp16": checked}
     part = {"complete": False, "seconds": 3.0, "failure": "no process came up", "not_run": ["equal/8192"]}
     cases = {
         "ceilings": {"status": "ok", "gemm_tflops": 700.0, "copy_gbps": 4000.0},
@@ -232,7 +254,7 @@ def test_what_was_measured_reads_as_measured() -> None:
             "written": "then",
             "machine": {"gpu": "NVIDIA H200", "slug": "nvidia-h200"},
             "kernel_hashes": {"rope": "0123"},
-            "parts": {"attention": {**part, "cases": cases}},
+            "parts": {"attention": {**part, "cases": cases}, "fused": {**part, "not_run": [], "cases": fused}},
         }
     )
     assert "# GPU report: NVIDIA H200" in page
@@ -246,4 +268,8 @@ def test_what_was_measured_reads_as_measured() -> None:
     assert "- **equal/8192**: not run for want of time" in page
     assert "- **the part itself**: no process came up" in page
     assert "**not complete**" in page
+    assert "| linear/gate, bf16 | 0.50 | 0 | 500 TFLOP/s | 1,000,000 | 1 of the product alone, met |" in page
+    assert "| norm/768, bf16 | 0.50 | 0 | 3,800 GB/s | not measured | 3900 GB/s, missed |" in page
+    assert "| norm/768, fp16 | 0.50 | 0 | not measured | not measured |  |" in page
+    assert "| linear/gate, bf16 | op by op | 200.0 | 199.0 to 201.0 | 250 TFLOP/s | 12.0 | 2.0 |" in page
     assert "dry run" not in page

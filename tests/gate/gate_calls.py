@@ -16,6 +16,7 @@ from padless.kernels.launch import Config
 
 __all__ = [
     "DTYPES",
+    "TOKENS",
     "call_attention",
     "call_decode",
     "call_embed",
@@ -24,6 +25,7 @@ __all__ = [
     "call_rope",
     "call_tiles",
     "call_trigram",
+    "rows",
 ]
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -45,7 +47,7 @@ def _heads(head_dim: int, grouped: bool) -> tuple[int, int]:
     return (4 * heads, heads) if grouped else (heads, heads)
 
 
-def _rows(*shape: int, dtype: torch.dtype, aligned: bool) -> Tensor:
+def rows(*shape: int, dtype: torch.dtype, aligned: bool) -> Tensor:
     """A tensor as torch allocates it, or a view whose rows begin anywhere, an odd number of elements apart."""
     if aligned:
         return torch.empty(*shape, dtype=dtype)
@@ -56,7 +58,7 @@ def _projected(
     tokens: int, heads: int, heads_k: int, head_dim: int, dtype: torch.dtype, aligned: bool
 ) -> tuple[Tensor, ...]:
     """q, k and v as views of one fused projection."""
-    fused = _rows(tokens, heads + 2 * heads_k, head_dim, dtype=dtype, aligned=aligned)
+    fused = rows(tokens, heads + 2 * heads_k, head_dim, dtype=dtype, aligned=aligned)
     return fused.split([heads, heads_k, heads_k], dim=1)
 
 
@@ -74,7 +76,7 @@ def call_attention(
     if kind == "cross":
         options["cu_seqlens_k"] = torch.tensor([0, 100, 900, 901, 1777], dtype=torch.int32)
         options["max_seqlen_k"] = 876
-        k, v = _rows(1777, 2, k.shape[1], head_dim, dtype=DTYPES[dtype], aligned=aligned).unbind(1)
+        k, v = rows(1777, 2, k.shape[1], head_dim, dtype=DTYPES[dtype], aligned=aligned).unbind(1)
     attention.varlen_attention(q, k, v, cu_seqlens, LONGEST, **options)
 
 
@@ -98,8 +100,8 @@ def call_decode(
     """kind: "plain", "t5", or "t5 cross", where the query stands elsewhere than behind the keys."""
     sequences, capacity = 63, 4099
     heads_q, heads_k = _heads(head_dim, heads == "grouped")
-    cache = _rows(sequences * capacity, 2, heads_k, head_dim, dtype=DTYPES[dtype], aligned=aligned)
-    q = _rows(sequences, heads_q, head_dim, dtype=DTYPES[dtype], aligned=aligned)
+    cache = rows(sequences * capacity, 2, heads_k, head_dim, dtype=DTYPES[dtype], aligned=aligned)
+    q = rows(sequences, heads_q, head_dim, dtype=DTYPES[dtype], aligned=aligned)
     starts = torch.arange(sequences, dtype=torch.int32) * capacity
     lengths = torch.full((sequences,), capacity, dtype=torch.int32)
     options: dict[str, Any] = {"return_lse": lse, "config": config}
@@ -114,22 +116,22 @@ def call_decode(
 def call_rope(*, dtype: str, head_dim: int, heads: str, aligned: bool, config: Config | None) -> None:
     """Queries and keys inside the fused projection."""
     q, k, _ = _projected(TOKENS, *_heads(head_dim, heads == "grouped"), head_dim, DTYPES[dtype], aligned)
-    cos, sin = _rows(2, 8192, head_dim // 2, dtype=torch.float32, aligned=aligned).unbind(0)
+    cos, sin = rows(2, 8192, head_dim // 2, dtype=torch.float32, aligned=aligned).unbind(0)
     rope.rope(q, k, torch.empty(TOKENS, dtype=torch.int64), cos, sin, config=config)
 
 
 def call_pool(*, dtype: str, hidden: int, mode: str, finish: str, aligned: bool, config: Config | None) -> None:
     """finish: "plain", or "whole", normalised and checked for numbers that are none."""
-    rows = _rows(TOKENS, hidden, dtype=DTYPES[dtype], aligned=aligned)
+    hidden_rows = rows(TOKENS, hidden, dtype=DTYPES[dtype], aligned=aligned)
     whole = finish == "whole"
-    pool.pool(rows, _lengths(), mode=mode, normalize=whole, return_finite=whole, config=config)
+    pool.pool(hidden_rows, _lengths(), mode=mode, normalize=whole, return_finite=whole, config=config)
 
 
 def call_embed(*, dtype: str, hidden: int, family: str, aligned: bool, config: Config | None) -> None:
     """family: which tables and which norm there are."""
     ids = torch.empty(TOKENS, dtype=torch.int64)
     sizes = (VOCABULARY, 512, 2, 2)
-    word, position, types, norm = (_rows(n, hidden, dtype=DTYPES[dtype], aligned=aligned) for n in sizes)
+    word, position, types, norm = (rows(n, hidden, dtype=DTYPES[dtype], aligned=aligned) for n in sizes)
     weight, bias = norm.unbind(0)
     match family:
         case "bert":
@@ -146,5 +148,5 @@ def call_embed(*, dtype: str, hidden: int, family: str, aligned: bool, config: C
 
 def call_trigram(*, dtype: str, width: int, aligned: bool, config: Config | None) -> None:
     """MobileBERT's embeddings of a token and its neighbours."""
-    word = _rows(VOCABULARY, width, dtype=DTYPES[dtype], aligned=aligned)
+    word = rows(VOCABULARY, width, dtype=DTYPES[dtype], aligned=aligned)
     trigram.trigram(torch.empty(TOKENS, dtype=torch.int64), _lengths(), word, config=config)

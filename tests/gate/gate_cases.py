@@ -16,11 +16,24 @@ from typing import Any
 from unittest.mock import patch
 
 import gate_calls
+import gate_calls_products as products
 import torch
 from gate_compile import TARGETS, Target
 from gate_recorder import Launch, recorded
 
-from padless.kernels import attention, attention_hopper, decode, embed, pool, rope, trigram
+from padless.kernels import (
+    attention,
+    attention_hopper,
+    decode,
+    embed,
+    linear,
+    mlm_head,
+    mobilebert,
+    norm,
+    pool,
+    rope,
+    trigram,
+)
 from padless.kernels.launch import Config
 
 __all__ = ["SPACES", "Case", "Space", "complete", "covering", "launches"]
@@ -43,6 +56,7 @@ class Space:
         candidates: what tuning tries.
         extra: candidates that the covering set has as well, and the GPUs to compile them for.
         targets: the GPUs it runs on.
+        more: values by fact that the complete set has behind those of `shapes`.
     """
 
     call: Callable[..., None]
@@ -52,11 +66,17 @@ class Space:
     candidates: tuple[Config, ...] = ()
     extra: tuple[tuple[Config, tuple[str, ...]], ...] = ()
     targets: tuple[str, ...] = tuple(TARGETS)
+    more: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
     @property
     def dimensions(self) -> dict[str, tuple[Any, ...]]:
         """Values by fact, with those of a `Case`: what is covered pair by pair."""
         return {**self.shapes, **self.variants, "target": self.targets, "aligned": (True, False)}
+
+    @property
+    def all_shapes(self) -> dict[str, tuple[Any, ...]]:
+        """Values by fact, of which the complete set has the product."""
+        return {name: (*values, *self.more.get(name, ())) for name, values in self.shapes.items()}
 
     @property
     def usual(self) -> dict[str, Any]:
@@ -103,6 +123,11 @@ HEADS = {"heads": ("own", "grouped"), "lse": (False, True)}
 KINDS = ("full", "window", "wide window", "causal", "t5", "t5 causal", "cross")
 MODES = ("mean", "cls", "lasttoken", "max", "mean_sqrt_len_tokens", "weightedmean")
 WIDTHS = (768, 128, 384, 1000, 1024, 4096, 8192)
+NORM_WIDTHS = (768, 128, 1000, 1024, 8192)
+NORMS = ("layer", "layer + residual", "layer without bias", "rms", "rms + residual", "rms + fp32")
+FP16 = {"dtype": ("fp16",)}
+"""For the complete set of kernels that take longest to compile, and give the instructions of bf16."""
+MOBILEBERT = {"dtype": ("bf16", "fp32"), "tokens": ("many", "few"), "norm": ("no_norm", "layer_norm")}
 
 SPACES: dict[str, Space] = {
     "attention": Space(
@@ -159,6 +184,54 @@ SPACES: dict[str, Space] = {
         {"dtype": ("bf16", "fp16", "fp32"), "width": (128, 96, 1024)},
         candidates=trigram.CANDIDATES,
     ),
+    "linear": Space(
+        products.call_linear,
+        ("linear_kernel",),
+        {"dtype": ("bf16", "fp16", "fp32"), "use": tuple(products.LINEAR_USES)},
+        candidates=linear.CANDIDATES,
+        more={"use": tuple(products.MORE_LINEAR_USES)},
+    ),
+    "norm": Space(
+        products.call_norm,
+        ("norm_kernel",),
+        {"dtype": ("bf16", "fp16", "fp32"), "hidden": NORM_WIDTHS, "kind": NORMS},
+        candidates=norm.CANDIDATES,
+        more={"hidden": (384, 512, 4096)},
+    ),
+    "no norm": Space(
+        products.call_norm,
+        ("no_norm_kernel",),
+        {"dtype": ("bf16", "fp32", "fp16"), "hidden": (512, 128, 1000), "kind": ("no norm + fp32", "no norm")},
+        candidates=norm.CANDIDATES,
+    ),
+    "head": Space(
+        products.call_mlm_head,
+        ("top_k_parts_kernel", "top_k_join_kernel"),
+        {
+            "dtype": ("bf16", "fp32"),
+            "family": ("bert", "modernbert", "mobilebert"),
+            "asked": ("top 5", "top 1"),
+        },
+        candidates=mlm_head.CANDIDATES,
+        more=FP16,
+    ),
+    "mobilebert in": Space(
+        products.call_mobilebert_in, ("mobilebert_in_kernel",), MOBILEBERT, candidates=mobilebert.CANDIDATES, more=FP16
+    ),
+    "mobilebert out": Space(
+        products.call_mobilebert_out,
+        ("mobilebert_out_kernel",),
+        MOBILEBERT,
+        candidates=mobilebert.CANDIDATES,
+        more=FP16,
+    ),
+    "logits": Space(
+        products.call_mlm_head,
+        ("logits_kernel",),
+        {"dtype": ("bf16", "fp32"), "family": ("mobilebert",), "asked": ("all",)},
+        candidates=mlm_head.CANDIDATES,
+        more=FP16,
+    ),
 }
 
 
@@ -180,7 +253,7 @@ def complete() -> list[Case]:
     cases: dict[Case, None] = {}
     for name, space in SPACES.items():
         usual = {variant: values[0] for variant, values in space.variants.items()}
-        for values in itertools.product(*space.shapes.values()):
+        for values in itertools.product(*space.all_shapes.values()):
             facts = tuple({**dict(zip(space.shapes, values, strict=True)), **usual}.items())
             cases.update({Case(name, facts, target): None for target in space.targets})
         for config in space.candidates:
@@ -205,6 +278,8 @@ def _as_on(target: Target) -> Iterator[None]:
     with (
         patch.object(torch.version, "hip", hip),
         patch.object(attention, "_compute_capability", lambda device: target.sm),
+        patch.object(linear, "_compute_capability", lambda device: target.sm),
+        patch.object(mobilebert, "_compute_capability", lambda device: target.sm),
     ):
         yield
 

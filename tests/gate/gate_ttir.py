@@ -13,7 +13,8 @@ from pathlib import PurePosixPath
 __all__ = ["Value", "parse"]
 
 NAME = r"%[\w$.-]+(?:#\d+)?"
-DEFINED = re.compile(r"(%[\w$.-]+)(?::(\d+))? = (.*)")
+DEFINED = re.compile(r"(%[\w$.-]+)(?::(\d+))?((?:, %[\w$.-]+)*) = (.*)")
+"""One result, several of one name (`%a:2`), or several of names of their own (`%a, %b`)."""
 LOCATION = re.compile(r"loc\((#loc\d*)\)$")
 CARRIES = ("scf.for", "scf.while", "scf.if", "tt.reduce", "tt.scan")
 WARPS = "ttg.warp_specialize"
@@ -137,12 +138,12 @@ class _Reader:
 
     def _operation(self, line: str) -> None:
         defined = DEFINED.match(line)
-        text = defined[3] if defined else line
+        text = defined[4] if defined else line
         op = re.match(r'"?([a-z_]+\.[\w.]+)"?', text)
         if not op:
             raise ValueError(f"TTIR: expected an operation, found {line!r}")
         op, used = op[1], [self._find(name) for name in re.findall(NAME, _values_of(text))]
-        names = [] if not defined else [defined[1]]
+        names = re.findall(NAME, defined[1] + defined[3]) if defined else []
         if defined and defined[2]:
             names = [f"{defined[1]}#{i}" for i in range(int(defined[2]))]
         if op.startswith("cf."):

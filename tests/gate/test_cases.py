@@ -34,7 +34,7 @@ def test_the_complete_set_has_every_shape_for_every_gpu_and_all_that_tuning_trie
     space = SPACES[name]
     made = [case for case in complete() if case.space == name]
     shapes = {(*(dict(case.facts)[fact] for fact in space.shapes), case.target) for case in made}
-    assert shapes == set(itertools.product(*space.shapes.values(), space.targets))
+    assert shapes == set(itertools.product(*space.all_shapes.values(), space.targets))
     assert {case.config for case in made} == {None, *space.candidates}
     assert len(made) == len(shapes) + len(space.candidates) * len(space.targets)
 

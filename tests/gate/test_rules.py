@@ -194,6 +194,24 @@ def test_a_product_is_followed_into_a_block_that_it_is_passed_to() -> None:
     assert narrow_products(PASSED_TO_A_BLOCK.replace("(%p : i32)", "(%a : i32)")) == []
 
 
+SPLIT = """\
+module {
+  tt.func public @k(%x: !tt.ptr<f32>, %a: i32, %c: tensor<8x2xi32>) {
+    %p = arith.muli %a, %a : i32
+    %low, %high = tt.split %c : tensor<8x2xi32> -> tensor<8xi32>
+    %q = arith.muli %high, %low : tensor<8xi32>
+    %y = tt.addptr %x, %q : !tt.ptr<f32>, i32
+    tt.return
+  }
+}
+"""
+
+
+def test_results_with_names_of_their_own_are_told_apart() -> None:
+    assert len(narrow_products(SPLIT)) == 1
+    assert narrow_products(SPLIT.replace("%x, %q", "%x, %high")) == []
+
+
 @pytest.mark.parametrize("bits", [8, 16, 32])
 def test_every_width_below_64_bits_counts(bits: int) -> None:
     text = PASSED_TO_A_BLOCK.replace("i32", f"i{bits}")
