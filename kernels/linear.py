@@ -188,7 +188,7 @@ def _interleaved(x: Tensor, group: int) -> Tensor:
     """Of each `group` of rows the halves row by row in turn."""
     if x.shape[0] == 0:
         return x
-    return x.reshape(-1, 2, group // 2, *x.shape[1:]).transpose(1, 2).reshape(x.shape)
+    return x.reshape(len(x) // group, 2, group // 2, *x.shape[1:]).transpose(1, 2).reshape(x.shape)
 
 
 @traceable("linear")
