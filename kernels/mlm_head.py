@@ -56,7 +56,7 @@ def default_config(call: Call) -> Config:
     more would write more pairs. No number here may depend on how many rows there are.
     """
     if call.dtype == torch.float32:
-        return Config.of(num_warps=4, num_stages=3, max_registers=168, BLOCK_M=16, BLOCK_N=64, BLOCK_K=16, PARTS=128)
+        return Config.of(num_warps=8, num_stages=3, max_registers=128, BLOCK_M=16, BLOCK_N=64, BLOCK_K=16, PARTS=128)
     return Config.of(num_warps=8, num_stages=5, BLOCK_M=64, BLOCK_N=128, BLOCK_K=32, PARTS=128)
 
 
