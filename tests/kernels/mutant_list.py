@@ -5,6 +5,8 @@ from __future__ import annotations
 from mutant import Kernel
 from mutants_of_attention import FORWARD, SCHEDULE
 from mutants_of_decode import DECODE
+from mutants_of_head import TOP_K
+from mutants_of_norm import NORM
 from mutants_of_rows import EMBED, POOL, ROPE, TEXTS, TRIGRAM
 
 __all__ = ["KERNELS"]
@@ -17,6 +19,8 @@ ATTENTION_TESTS = (
 )
 TRIGRAM_TESTS = ("test_trigram.py", "test_trigram_properties.py")
 POOL_TESTS = ("test_pool.py", "test_pool_mutants.py", "test_pool_properties.py")
+NORM_TESTS = ("test_norm_mutants.py", "test_norm.py", "test_norm_properties.py")
+HEAD_TESTS = ("test_mlm_head_mutants.py", "test_mlm_head.py", "test_mlm_head_properties.py")
 
 KERNELS = (
     Kernel("attention_forward", ATTENTION_TESTS, FORWARD),
@@ -26,5 +30,7 @@ KERNELS = (
     Kernel("embed", ("test_embed.py", "test_embed_mutants.py", "test_embed_properties.py"), EMBED),
     Kernel("trigram", TRIGRAM_TESTS, TRIGRAM),
     Kernel("pool", POOL_TESTS, POOL),
+    Kernel("norm", NORM_TESTS, NORM),
+    Kernel("top_k", HEAD_TESTS, TOP_K),
     Kernel("texts", (*TRIGRAM_TESTS, *POOL_TESTS), TEXTS),
 )
