@@ -108,7 +108,7 @@ def _nothing_kept(count, BLOCK_C: tl.constexpr):
 @triton.jit
 def _best(order, kept, first):
     """Of each row the highest pair left, its place in the tile, and the lowest pair kept."""
-    best, place = tl.max(order, 1, return_indices=True)
+    best, place = tl.max(order, 1, return_indices=True)  # type: ignore[misc]
     pair = (best.to(tl.int64) << 32) | ((first + place) ^ LAST_TOKEN)
     return pair, place, tl.min(kept, 1)
 
