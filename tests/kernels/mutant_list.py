@@ -6,6 +6,7 @@ from mutant import Kernel
 from mutants_of_attention import FORWARD, SCHEDULE
 from mutants_of_decode import DECODE
 from mutants_of_head import TOP_K
+from mutants_of_linear import ACTIVATIONS, LINEAR
 from mutants_of_norm import NORM
 from mutants_of_rows import EMBED, POOL, ROPE, TEXTS, TRIGRAM
 
@@ -19,6 +20,12 @@ ATTENTION_TESTS = (
 )
 TRIGRAM_TESTS = ("test_trigram.py", "test_trigram_properties.py")
 POOL_TESTS = ("test_pool.py", "test_pool_mutants.py", "test_pool_properties.py")
+LINEAR_TESTS = (
+    "test_linear_mutants.py",
+    "test_linear.py",
+    "test_linear_precision.py",
+    "test_linear_properties.py",
+)
 NORM_TESTS = ("test_norm_mutants.py", "test_norm.py", "test_norm_properties.py")
 HEAD_TESTS = ("test_mlm_head_mutants.py", "test_mlm_head.py", "test_mlm_head_properties.py")
 
@@ -30,6 +37,8 @@ KERNELS = (
     Kernel("embed", ("test_embed.py", "test_embed_mutants.py", "test_embed_properties.py"), EMBED),
     Kernel("trigram", TRIGRAM_TESTS, TRIGRAM),
     Kernel("pool", POOL_TESTS, POOL),
+    Kernel("linear_forward", LINEAR_TESTS, LINEAR),
+    Kernel("activations", ("test_activations.py",), ACTIVATIONS),
     Kernel("norm", NORM_TESTS, NORM),
     Kernel("top_k", HEAD_TESTS, TOP_K),
     Kernel("texts", (*TRIGRAM_TESTS, *POOL_TESTS), TEXTS),
