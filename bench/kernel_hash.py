@@ -18,8 +18,8 @@ __all__ = ["kernel_hashes", "source_hash"]
 KERNELS = Path(__file__).resolve().parent.parent / "kernels"
 _JIT = ("jit", "constexpr_function")
 _LAUNCHER = "traceable"
-_TILINGS = ("default_config", "_config", "CANDIDATES")
-_CHECKS = ("check_inputs", "_checked", "_check_lengths")
+_TILINGS = ("default_config", "few_tokens_config", "_config", "_configs", "_tiles", "CANDIDATES")
+_CHECKS = ("check_inputs", "_check", "_checked", "_checked_rows", "_checked_count", "_check_lengths")
 _NOT_FOLLOWED = ("limits", "registration", "interpreter")
 """Modules of checks, of what a compiler is told, and of what stands in for a GPU."""
 
