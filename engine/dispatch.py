@@ -60,9 +60,18 @@ TABLE: dict[str, tuple[Impl, ...]] = {
         _triton("norm:no_norm"),
         Impl("eager", f"{_OPS}.norm:no_norm", differentiable=True, deterministic=True),
     ),
-    "mobilebert_in": (Impl("eager", f"{_OPS}.mobilebert:mobilebert_in", differentiable=True, deterministic=True),),
-    "mobilebert_out": (Impl("eager", f"{_OPS}.mobilebert:mobilebert_out", differentiable=True, deterministic=True),),
-    "mlm_head": (Impl("eager", f"{_OPS}.mlm_head:mlm_head", differentiable=True),),
+    "mobilebert_in": (
+        _triton("mobilebert:mobilebert_in"),
+        Impl("eager", f"{_OPS}.mobilebert:mobilebert_in", differentiable=True),
+    ),
+    "mobilebert_out": (
+        _triton("mobilebert:mobilebert_out"),
+        Impl("eager", f"{_OPS}.mobilebert:mobilebert_out", differentiable=True),
+    ),
+    "mlm_head": (
+        _triton("mlm_head:mlm_head"),
+        Impl("eager", f"{_OPS}.mlm_head:mlm_head", differentiable=True),
+    ),
     "embed": (
         _triton("embed:embed"),
         Impl("eager", f"{_OPS}.embed:embed", differentiable=True, deterministic=True),

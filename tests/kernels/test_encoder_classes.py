@@ -1,7 +1,10 @@
-"""Every encoder class with `backend="triton"`, interpreted: as near to fp64 as eager, by the 2x rule."""
+"""Every encoder class with `backend="triton"`, interpreted: as near to fp64 as eager, by the 2x rule, and in fp32 what
+transformers computes.
+"""
 
 from __future__ import annotations
 
+import re
 import sys
 from functools import cache
 from pathlib import Path
@@ -20,7 +23,8 @@ from padless.engine.ops.bind import BoundOp
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "parity"))
 
-from parity_inputs import Texts, draw_texts, run_form
+from parity_compare import difference
+from parity_inputs import Texts, draw_texts, run_alone, run_form
 from parity_models import TINY, ModelClass, model_classes, our_model, their_model
 
 LENGTHS = (19, 1, 9, 33, 2, 9)
@@ -38,13 +42,19 @@ def texts(item: ModelClass) -> Texts:
     return draw_texts(item, LENGTHS, TINY[item.family]["vocab_size"])
 
 
-def outputs(item: ModelClass, dtype: torch.dtype, backend: str) -> dict[str, Tensor]:
-    model = our_model(weights(item), item, dtype=dtype, backend=backend).requires_grad_(False)
-    bound = [op.resolution for op in bound_ops(model)]
-    rows = {resolution.call.op: resolution.impl.name for resolution in bound if resolution is not None}
+def bound(item: ModelClass, dtype: torch.dtype, backend: str, theirs: Any = None) -> Any:
+    """Our model with their weights, every op served by that backend."""
+    model = our_model(weights(item) if theirs is None else theirs, item, dtype=dtype, backend=backend)
+    resolutions = [op.resolution for op in bound_ops(model)]
+    rows = {resolution.call.op: resolution.impl.name for resolution in resolutions if resolution is not None}
+    assert None not in resolutions
     assert rows["attention"] == backend
     assert all(row == backend for op, row in rows.items() if op in INTERPRETED), rows
-    return run_form(model, item, texts(item), "packed")
+    return model.requires_grad_(False)
+
+
+def outputs(item: ModelClass, dtype: torch.dtype, backend: str) -> dict[str, Tensor]:
+    return run_form(bound(item, dtype, backend), item, texts(item), "packed")
 
 
 def bound_ops(model: torch.nn.Module) -> list[BoundOp]:
@@ -56,7 +66,9 @@ def exact(item: ModelClass) -> dict[str, Tensor]:
     return outputs(item, torch.float64, "eager")
 
 
-CASES = [(item, torch.float32) for item in CLASSES] + [(item, torch.bfloat16) for item in CLASSES if item.is_bare]
+HALF = [(item, torch.bfloat16) for item in CLASSES if item.is_bare]
+HALF += [(item, torch.float16) for item in CLASSES if item.is_bare and item.family != "mobilebert"]
+CASES = [(item, torch.float32) for item in CLASSES] + HALF
 
 
 @pytest.mark.parametrize(("item", "dtype"), CASES, ids=lambda value: str(value).removeprefix("torch."))
@@ -67,6 +79,61 @@ def test_every_class_runs_on_interpreted_kernels(item: ModelClass, dtype: torch.
     assert list(found) == list(reference)
     for name, value in found.items():
         assert_two_times_rule(value, eager[name], reference[name])
+    if dtype == torch.float32:
+        theirs = run_alone(weights(item), item, texts(item))
+        for name, value in found.items():
+            gap, most = difference(value, theirs[name], item.family)
+            assert gap <= most, name
+
+
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "layer norms": ("mobilebert", {"normalization_type": "layer_norm"}),
+    "one network": ("mobilebert", {"num_feedforward_networks": 1, "hidden_act": "gelu"}),
+    "no bottleneck": ("mobilebert", {"use_bottleneck": False}),
+    "attention to the narrow input": ("mobilebert", {"use_bottleneck_attention": True}),
+    "biases, silu": ("modernbert", {"attention_bias": True, "mlp_bias": True, "norm_bias": True,
+                                    "hidden_activation": "silu"}),
+    "relu, not gated": ("mt5", {"feed_forward_proj": "relu"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda value: str(value).removeprefix("torch."))
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants_of_the_families_run_on_interpreted_kernels(variant: str, dtype: torch.dtype) -> None:
+    family, fields = VARIANTS[variant]
+    item = next(item for item in CLASSES if item.family == family and item.is_bare)
+    theirs = their_model(item, {**TINY[family], **fields})
+    reference, eager, found = (
+        run_form(bound(item, kind, backend, theirs), item, texts(item), "packed")
+        for kind, backend in ((torch.float64, "eager"), (dtype, "eager"), (dtype, "triton"))
+    )
+    for name, value in found.items():
+        assert_two_times_rule(value, eager[name], reference[name])
+
+
+MASKED = [item for item in CLASSES if item.kind == "ForMaskedLM"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda value: str(value).removeprefix("torch."))
+@pytest.mark.parametrize("item", MASKED, ids=str)
+def test_the_most_likely_tokens_from_interpreted_kernels(item: ModelClass, dtype: torch.dtype) -> None:
+    ids = torch.cat(texts(item).ids)[None, :17]
+    asked = torch.arange(0, 17, 3)
+    reference, eager, found = (
+        bound(item, kind, backend).top_predictions(ids, positions=asked, k=7)
+        for kind, backend in ((torch.float64, "eager"), (dtype, "eager"), (dtype, "triton"))
+    )
+    assert found.values.dtype == found.lse.dtype == torch.float32
+    assert_two_times_rule(found.lse, eager.lse, reference.lse, size=size_of(reference.lse, dtype))
+    assert_two_times_rule(found.values, eager.values, reference.values, size=size_of(reference.values, dtype))
+    assert (found.values.diff(dim=1) <= 0).all()
+    if dtype == torch.float32:
+        assert torch.equal(found.ids, reference.ids)
+
+
+def size_of(reference: Tensor, dtype: torch.dtype) -> float:
+    """What the rule's one rounding is a part of: values in fp32 are made of factors rounded to `dtype`."""
+    return reference.abs().max().item() * torch.finfo(dtype).eps / torch.finfo(torch.float32).eps
 
 
 def test_text_to_embedding_with_real_weights() -> None:
@@ -77,7 +144,7 @@ def test_text_to_embedding_with_real_weights() -> None:
     eager = padless.load(folder, device="cpu", dtype="float32", backend="eager")
     found, expected = (np.asarray(encoder.encode(sentences)) for encoder in (kernels, eager))
     assert np.abs(found - expected).max() <= 1e-6
-    rows = {line.split()[0]: line.split()[1] for line in kernels.explain().split("\n\n")[0].splitlines()}
-    assert {op: rows[op] for op in ("attention", "embed", "pool")} == dict.fromkeys(
-        ("attention", "embed", "pool"), "triton"
-    )
+    lines = [re.split(" {2,}", line) for line in kernels.explain().split("\n\n")[0].splitlines()]
+    rows = {cells[0].partition(" +")[0]: cells[1] for cells in lines}
+    ops = ("attention", "embed", "linear", "norm", "pool")
+    assert {op: rows[op] for op in ops} == dict.fromkeys(ops, "triton")
