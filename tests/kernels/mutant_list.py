@@ -7,6 +7,7 @@ from mutants_of_attention import FORWARD, SCHEDULE
 from mutants_of_decode import DECODE
 from mutants_of_head import TOP_K
 from mutants_of_linear import ACTIVATIONS, LINEAR
+from mutants_of_mobilebert import MOBILEBERT_IN, MOBILEBERT_OUT
 from mutants_of_norm import NORM
 from mutants_of_rows import EMBED, POOL, ROPE, TEXTS, TRIGRAM
 
@@ -27,6 +28,12 @@ LINEAR_TESTS = (
     "test_linear_properties.py",
 )
 NORM_TESTS = ("test_norm_mutants.py", "test_norm.py", "test_norm_properties.py")
+MOBILEBERT_TESTS = (
+    "test_mobilebert_mutants.py",
+    "test_mobilebert.py",
+    "test_mobilebert_precision.py",
+    "test_mobilebert_properties.py",
+)
 HEAD_TESTS = ("test_mlm_head_mutants.py", "test_mlm_head.py", "test_mlm_head_properties.py")
 
 KERNELS = (
@@ -40,6 +47,8 @@ KERNELS = (
     Kernel("linear_forward", LINEAR_TESTS, LINEAR),
     Kernel("activations", ("test_activations.py",), ACTIVATIONS),
     Kernel("norm", NORM_TESTS, NORM),
+    Kernel("mobilebert_in", MOBILEBERT_TESTS, MOBILEBERT_IN),
+    Kernel("mobilebert_out", MOBILEBERT_TESTS, MOBILEBERT_OUT),
     Kernel("top_k", HEAD_TESTS, TOP_K),
     Kernel("texts", (*TRIGRAM_TESTS, *POOL_TESTS), TEXTS),
 )
