@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,14 @@ def changed(case: Case = PLAIN, **fields: Any) -> Case:
     return Case(**{**vars(case), **fields})
 
 
+def spread(every: int, *axes: Iterable[Any]) -> list[Any]:
+    """All combinations of the axes, of which each run takes one in `every`, and the full grids the others."""
+    return [
+        pytest.param(*values, marks=() if index % every == 0 else pytest.mark.grid)
+        for index, values in enumerate(itertools.product(*axes))
+    ]
+
+
 def smallest(call: Call) -> Config:
     """The shipped configuration with tiles of 16 by 16: many of them even where operands are small."""
     config = kernel_file.default_config(call)
@@ -76,10 +85,9 @@ def test_two_times_rule_of_rotations(case: RopeCase) -> None:
     assert_right(*tensors, **options)
 
 
-@pytest.mark.parametrize("gated", [False, True])
-@pytest.mark.parametrize("epilogue", EPILOGUES)
-def test_every_epilogue_in_every_form(epilogue: str, gated: bool) -> None:
-    for dtype, wide, residual in itertools.product(DTYPES, (False, True), ("none", "same", "fp32", "other")):
+@pytest.mark.parametrize(("epilogue", "gated", "dtype"), spread(4, EPILOGUES, (False, True), DTYPES))
+def test_every_epilogue_in_every_form(epilogue: str, gated: bool, dtype: torch.dtype) -> None:
+    for wide, residual in itertools.product((False, True), ("none", "same", "fp32", "other")):
         case = changed(
             dtype=dtype, tokens=5, inputs=19, outputs=13, epilogue=epilogue, gated=gated, wide=wide, residual=residual
         )
@@ -228,30 +236,30 @@ def rotated_case(dtype: torch.dtype) -> RopeCase:
     return RopeCase(dtype, 70, 50, 6, (5, 2, 2), True, "permuted", "dense", "columns", 1.0)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_every_candidate_obeys_the_rule(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("dtype", "form"), spread(4, DTYPES, ("gated", "turned")))
+def test_every_candidate_obeys_the_rule(dtype: torch.dtype, form: str) -> None:
     gated = changed(dtype=dtype, tokens=70, inputs=90, outputs=65, epilogue="gelu", gated=True, residual="same")
-    for tensors, options in (operands(gated), rope_operands(rotated_case(dtype))):
-        for config in distinct(kernel_file.CANDIDATES):
-            assert_right(*tensors, config=config, **options)
+    tensors, options = operands(gated) if form == "gated" else rope_operands(rotated_case(dtype))
+    for config in distinct(kernel_file.CANDIDATES):
+        assert_right(*tensors, config=config, **options)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize(("tokens", "outputs"), [(1, 170), (150, 1), (150, 40), (40, 170), (81, 97), (300, 33)])
-def test_many_tiles(tokens: int, outputs: int, form: str, dtype: torch.dtype) -> None:
+SHAPES = ((1, 170), (150, 1), (150, 40), (40, 170), (81, 97), (300, 33))
+
+
+@pytest.mark.parametrize(("shape", "form", "dtype"), spread(7, SHAPES, FORMS, DTYPES))
+def test_many_tiles(shape: tuple[int, int], form: str, dtype: torch.dtype) -> None:
     # More tiles than programs, and groups of them that no border fits.
-    case = changed(dtype=dtype, tokens=tokens, inputs=33, outputs=outputs, **FORMS[form])
+    case = changed(dtype=dtype, tokens=shape[0], inputs=17, outputs=shape[1], **FORMS[form])
     tensors, options = operands(case)
     assert_right(*tensors, config=smallest(facts(*tensors[:2], **options)), **options)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_heads_that_tiles_cut_in_two(dtype: torch.dtype) -> None:
-    for head_dim in (6, 24, 64):
-        case = RopeCase(dtype, 40, 33, head_dim, (1, 1, 1), True, "permuted", "dense", "dense", 1.0)
-        tensors, options = rope_operands(case)
-        assert_right(*tensors, config=smallest(facts(*tensors[:2], **options)), **options)
+@pytest.mark.parametrize(("head_dim", "dtype"), spread(4, (6, 24, 64), DTYPES))
+def test_heads_that_tiles_cut_in_two(head_dim: int, dtype: torch.dtype) -> None:
+    case = RopeCase(dtype, 40, 17, head_dim, (1, 1, 1), True, "permuted", "dense", "dense", 1.0)
+    tensors, options = rope_operands(case)
+    assert_right(*tensors, config=smallest(facts(*tensors[:2], **options)), **options)
 
 
 def test_thousands_of_tokens() -> None:

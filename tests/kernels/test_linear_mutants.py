@@ -46,14 +46,14 @@ def test_any_order_of_tiles_computes_them_all(group: int) -> None:
     assert torch.equal(got, x @ weight.T)
 
 
-@pytest.mark.parametrize("inputs", [1, 15, 16, 17, 31, 32, 33, 47, 48, 49])
+@pytest.mark.parametrize("inputs", [1, 15, 16, 17, 33, 48])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_last_inputs_count_and_those_behind_them_do_not(inputs: int, dtype: torch.dtype) -> None:
     x, weight = (small_integers(rows, inputs, seed=rows, dtype=dtype) for rows in (19, 21))
     x[:, -1], weight[:, -1] = 2, 1
     expected = (x.double() @ weight.double().T).to(dtype)
-    for layout_x, layout_weight in itertools.product(("dense", "columns", "aligned columns"), repeat=2):
-        # Both lie between NaN.
+    for layout_x, layout_weight in (("columns", "dense"), ("dense", "columns"), ("aligned columns", "aligned columns")):
+        # What lies beside them is NaN.
         got = kernel(placed(x, layout_x), placed(weight, layout_weight), None, config=tiny(x, weight))
         assert torch.equal(got, expected)
 
