@@ -14,7 +14,7 @@ Tiling: the grid is as many programs as the GPU runs at once. Program p takes ti
     tokens  |  1  ..... |        what is in flight shares g bands of x and a few of the weight, which L2 keeps
             |  ...      |        and a tile leaves in PARTS, one after the other, so that few numbers
             | g-1 2g-1  |        are held beside the sums: 256 columns in registers have no room for an erf of all
-A tile's rows never meet, no sum is split, and tiling depends on widths and dtype only: the bits of a row are its own.
+Rows never meet, no sum is split, and no tiling depends on how many rows there are: the bits of a row are its own.
 
 What is fused: bias, activation, gate, residual of any dtype (the result is in the wider one), rotation, the cast. The
 product is never written. In half precision of `e` bytes that saves, a token, against an op of its own for each:
@@ -84,7 +84,7 @@ def default_config(call: Call, *, aligned: bool = True) -> Config:
         # Products in full fp32 run on the ordinary cores, with both operands in registers.
         return _tiles(64 if narrow else 128, 64, 16, num_warps=8, num_stages=2 if narrow else 3)
     if call.sm is None:
-        return _tiles(128, 128, 32, num_warps=8, num_stages=2, parts=4)
+        return _tiles(128, 128, 32, num_warps=8, num_stages=2, parts=2)
     since_hopper = 90 <= call.sm < 120
     # The tensor cores of the others read both operands from registers, and sm_86, 89 and 120 have 99 KiB shared.
     features = 64 if since_hopper else 32

@@ -147,10 +147,22 @@ def _widths(*layers: nn.Linear) -> dict[str, Any]:
     return {"hidden": sum(layer.out_features for layer in layers), "inner": layers[0].in_features}
 
 
+class NormOp(BoundOp):
+    """The `norm` op where its weights may be wider than the model: what comes out is no wider than what went in."""
+
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
+        found = super().__call__(*inputs, **options)
+        dtype = inputs[0].dtype
+        out = found[0] if isinstance(found, tuple) else found
+        if out.dtype.itemsize <= dtype.itemsize:
+            return found
+        return (out.to(dtype), *found[1:]) if isinstance(found, tuple) else out.to(dtype)
+
+
 def norm_op(layer: nn.LayerNorm) -> BoundOp:
     """The `norm` op with the weights of a stock layer norm."""
     facts = {"hidden": layer.normalized_shape[0]}
-    return BoundOp("norm", Source(layer, "weight"), Source(layer, "bias"), facts=facts, eps=layer.eps)
+    return NormOp("norm", Source(layer, "weight"), Source(layer, "bias"), facts=facts, eps=layer.eps)
 
 
 def rms_norm_op(layer: nn.Module, hidden_size: int, eps: float) -> BoundOp:

@@ -1,6 +1,7 @@
 """The table of what every compilation of the covering set takes: read, compared, and written anew.
 
-`make gate-golden` runs this file. The table belongs to one version of Triton, which brings its own ptxas.
+`make gate-golden` runs this file; with names of spaces behind it, those alone are written anew. The table belongs to
+one version of Triton, which brings its own ptxas.
 """
 
 from __future__ import annotations
@@ -8,11 +9,11 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import triton
-from gate_cases import Case, covering
+from gate_cases import SPACES, Case, covering
 from gate_pool import Outcome, compile_all
 
 __all__ = ["PINNED", "TABLE", "Key", "Row", "differences", "key_of", "read", "rows", "written"]
@@ -78,18 +79,22 @@ def _order(key: Key) -> tuple[str, ...]:
     return (*key[:-1], f"{key[-1]:>6}")
 
 
-def _main() -> None:
+def _main(spaces: Sequence[str]) -> None:
     if triton.__version__ != PINNED:
         sys.exit(f"the table is kept for triton {PINNED}, found {triton.__version__}")
-    outcomes: dict[Case, Outcome] = dict(compile_all(covering()))
+    if unknown := [space for space in spaces if space not in SPACES]:
+        sys.exit(f"expected some of {', '.join(SPACES)}, got {', '.join(unknown)}")
+    wanted = [case for case in covering() if not spaces or case.space in spaces]
+    outcomes: dict[Case, Outcome] = dict(compile_all(wanted))
     failed = [f"{case}: {outcome}" for case, outcome in outcomes.items() if isinstance(outcome, str)]
     if failed:
         sys.exit("\n".join(failed))
-    table = rows(outcomes)
-    changes = differences(table, read()) if TABLE.exists() else []
+    before = read() if TABLE.exists() else {}
+    table = {key: row for key, row in before.items() if spaces and key[1] not in spaces} | rows(outcomes)
+    changes = differences(table, before) if before else []
     TABLE.write_text(written(table, PINNED), encoding="utf-8")
     print(*changes, f"{len(table)} compilations, {len(changes)} changed", sep="\n")
 
 
 if __name__ == "__main__":
-    _main()
+    _main(sys.argv[1:])

@@ -22,7 +22,7 @@ from padless.engine.ops import trigram as eager_trigram
 from padless.engine.sentence_folder import POOLING_MODES
 from padless.kernels import attention, decode, embed, pool, relative_bias, rope, trigram
 from padless.kernels.launch import Config
-from padless.kernels.registration import _read, _written
+from padless.kernels.registration import _read_config, _write_config
 
 LENGTHS, HEADS, HEADS_K, HEAD_DIM, HIDDEN, VOCABULARY = (5, 2, 9), 4, 2, 16, 24, 30
 TOKENS, TEXTS = sum(LENGTHS), len(LENGTHS)
@@ -377,9 +377,9 @@ def test_a_configuration_comes_back_from_an_operator_as_it_was(module: Any) -> N
         for bias in ("none", "t5")
     ]
     for config in (*module.CANDIDATES, *shipped, Config.of(max_registers=1), Config.of(BLOCK_M=16, max_registers=None)):
-        names, numbers = _written(config)
-        assert _read(names, numbers) == config
-    assert _read(*_written(None)) is None
+        names, numbers = _write_config(config)
+        assert _read_config(names, numbers) == config
+    assert _read_config(*_write_config(None)) is None
 
 
 def test_a_table_of_buckets_made_in_inference_mode_serves_training_too() -> None:
