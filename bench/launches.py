@@ -5,7 +5,7 @@ stopped, counted and answered with memory of the right shape; each Triton kernel
 one layer more, less the model, is a layer.
 
 What counts as a launch: an operator of torch that computes or copies (views and allocations do not; the few that are
-several kernels on a GPU count as one), and a Triton kernel, that which lists attention's tiles included. What counts as
+several kernels on a GPU count as one), and a Triton kernel. What counts as
 a byte: those of each tensor that a kernel is given and gives, once a launch; of a table that is gathered from, no more
 than what is gathered. Weights are counted apart, since only activations grow with the tokens.
 
@@ -30,7 +30,6 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 from triton.runtime.jit import JITFunction
 
 from ..engine.batch import PackedBatch
-from ..engine.dispatch import resolve
 from ..engine.models.bare import BareModel
 from ..engine.models.bert import BertModel
 from ..engine.models.blocks import Block
@@ -40,14 +39,10 @@ from ..engine.models.modernbert import ModernBertModel
 from ..engine.models.mt5 import MT5EncoderModel
 from ..engine.ops.bind import BoundOp
 
-__all__ = ["ATTENTION_PREPARES", "FAMILIES", "LENGTHS", "Counts", "Layer", "counted", "layer_of", "page"]
+__all__ = ["FAMILIES", "LENGTHS", "Counts", "Layer", "counted", "layer_of", "page"]
 
 FUSED = frozenset({"linear", "norm", "rms_norm", "no_norm", "mobilebert_in", "mobilebert_out"})
 """Ops that eager serves in the count from before."""
-
-ATTENTION_PREPARES = frozenset({"_tile_list_kernel", "index_select"})
-"""What is launched in front of attention: the list of its tiles, for texts of several lengths, and T5's bias by
-distance."""
 
 LENGTHS = tuple(range(32, 1024, 64))
 """Of the texts that are counted with, 8,192 tokens together."""
@@ -207,7 +202,7 @@ def _bind_as_on_a_gpu(model: Block, fused: bool) -> None:
         assert op.resolution is not None
         call = replace(op.resolution.call, device="cuda", sm=SM)
         backend = "auto" if fused or call.op not in FUSED else "eager"
-        op._take(resolve(call, backend), may_fall=False)
+        op.bind_as(call, backend=backend)
 
 
 def _weights_of(model: Block) -> set[int]:
@@ -256,16 +251,14 @@ def _bytes(tensor: Tensor) -> int:
 def page() -> str:
     """`docs/launches.md`."""
     lines = [
-        "| family | launches before | launches now | of those for attention's lists | activations before "
-        "| activations now | weights |",
-        "|---|---|---|---|---|---|---|",
+        "| family | launches before | launches now | activations before | activations now | weights |",
+        "|---|---|---|---|---|---|",
     ]
     for family, layer in FAMILIES.items():
         before, now = (layer_of(layer, fused=fused, lengths=LENGTHS) for fused in (False, True))
-        lists = sum(count for name, count in now.launches.items() if name in ATTENTION_PREPARES)
         was, moved = (counts.activations / sum(LENGTHS) / 1000 for counts in (before, now))
         lines.append(
-            f"| {family} ({layer.checkpoint}) | {before.total} | {now.total} | {lists} | {was:.1f} kB | {moved:.1f} kB "
+            f"| {family} ({layer.checkpoint}) | {before.total} | {now.total} | {was:.1f} kB | {moved:.1f} kB "
             f"| {now.weights / 1e6:.2f} MB |"
         )
     return f"{_HEAD}\n" + "\n".join(lines) + f"\n\n{_FOOT}"
@@ -286,8 +279,8 @@ MobileBERT's two halves by eager PyTorch.
 - Bytes are those of the tensors that a launch is given and gives, each once; of a table that is gathered from, no more
   than what is gathered. What a kernel reads a second time (attention its keys, for each block of queries) is not in
   them.
-- Attention's lists: which tile belongs to which text, and T5's bias by distance. Texts of one length need no list of
-  tiles: one launch fewer.
+- Not in a layer: what is made once a batch for all layers. That is the list of attention's tiles, where texts have
+  several lengths, and T5's bias by distance.
 """  # noqa: E501
 
 

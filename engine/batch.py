@@ -9,11 +9,13 @@ Lengths stay on the host beside their device copy, so nothing in the hot path wa
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from .memo import Memo
 
 __all__ = ["PackedBatch", "TokenizedTexts", "pack", "padded_tokens", "plan_batches"]
 
@@ -58,6 +60,8 @@ class PackedBatch:
         max_seqlen: the longest text, in tokens.
         spans: int64 `[texts]` on the host, the highest position of each text plus one, where the caller gave positions
             of their own; None where they count the tokens.
+        memo: what ops derive from the lengths, once for all layers (`engine/ops/attention.py`); a copy has one of its
+            own, and a model copies the batch it is called with.
     """
 
     input_ids: Tensor
@@ -67,6 +71,7 @@ class PackedBatch:
     lengths: Tensor
     max_seqlen: int
     spans: Tensor | None = None
+    memo: Memo = field(default_factory=Memo, init=False, repr=False, compare=False)
 
     @property
     def tokens(self) -> int:

@@ -43,7 +43,7 @@ class Encoder:
         token_budget: most tokens in one batch; a longer text gets a batch of its own.
         prompts: name -> text put before each input.
         default_prompt_name: used when a call names none.
-        cuda_graphs: record what is done for small batches, and replay it, see `cuda_graphs.py`; "auto" on every GPU.
+        cuda_graphs: record what is done for small batches, and replay it, see `cuda_graphs/`; "auto" on every GPU.
     """
 
     model: Any

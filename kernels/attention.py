@@ -14,6 +14,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..engine.contract import Call
 from ..engine.errors import InputError
+from ..engine.memo import Memo
 from .attention_forward import attention_kernel
 from .launch import Config, channel_unit, launch, next_power_of_2
 from .limits import (
@@ -105,6 +106,7 @@ def varlen_attention(
     bias_max_distance: int = 128,
     bias_bidirectional: bool = True,
     return_lse: bool = False,
+    memo: Memo | None = None,
     config: Config | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """As `engine/ops/attention.py`, in fp32, fp16 or bf16, head sizes up to 256.
@@ -122,7 +124,7 @@ def varlen_attention(
         q, k, v, cu_seqlens, max_seqlen, cu_seqlens_k,
         window_left=window[0], window_right=0 if causal else window[1], softmax_scale=softmax_scale,
         position_bias=position_bias, bias_max_distance=bias_max_distance, bias_bidirectional=bias_bidirectional,
-        return_lse=return_lse, config=config,
+        return_lse=return_lse, memo=memo, config=config,
     )  # fmt: skip
     return out if lse is None else (out, lse)
 
@@ -142,6 +144,7 @@ def forward(
     bias_max_distance: int,
     bias_bidirectional: bool,
     return_lse: bool,
+    memo: Memo | None = None,
     config: Config | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """The launch behind `varlen_attention`, without its checks; causal is a `window_right` of 0."""
@@ -160,10 +163,10 @@ def forward(
     num_tiles = tile_list_length(tokens, texts, rows)
     # Texts of one length, or all within a tile, need no list: the program's number says which tile is its own.
     listed = texts * blocks_per_text > max(num_tiles, texts)
-    tiles = tile_list(cu_seqlens, tokens, rows) if listed else None
+    tiles = tile_list(cu_seqlens, tokens, rows, memo) if listed else None
     bias, reach = None, 0
     if position_bias is not None:
-        bias, reach = bias_by_distance(position_bias, bias_max_distance, bias_bidirectional)
+        bias, reach = bias_by_distance(position_bias, bias_max_distance, bias_bidirectional, memo)
     scale = require_scale("attention", softmax_scale, head_dim)
     block_d = max(next_power_of_2(head_dim), 16)
     unit = channel_unit(q, k, v, out)

@@ -12,6 +12,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from ..engine.contract import Call
 from ..engine.errors import InputError
+from ..engine.memo import Memo
 from .attention_hopper_forward import MOST_ROWS, ROWS, attention_hopper_kernel
 from .launch import Config, launch
 from .limits import (
@@ -92,6 +93,7 @@ def varlen_attention(
     bias_max_distance: int = 128,
     bias_bidirectional: bool = True,
     return_lse: bool = False,
+    memo: Memo | None = None,
     config: Config | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """As `engine/ops/attention.py`, of texts to themselves, no window, no bias, fp16 or bf16, head size 64 or 128.
@@ -132,7 +134,7 @@ def varlen_attention(
             "out_ptr": out,
             "lse_ptr": lse,
             "cu_seqlens_ptr": cu_seqlens,
-            "tiles_ptr": tile_list(cu_seqlens, tokens, rows) if listed else None,
+            "tiles_ptr": tile_list(cu_seqlens, tokens, rows, memo) if listed else None,
             "stride_ot": out.stride(0),
             "stride_oh": out.stride(1),
             "stride_lh": tokens,

@@ -13,9 +13,9 @@ require one; a BoundOp takes the eager function there.
 Token and text counts are dynamic. As with any tensor of torch, a count of 0 or 1 is a graph of its own, and a program
 exported from more texts takes no fewer than two.
 
-Operators take no tuples and return one kind of thing. A window is two integers, a rotation three tensors, a
-configuration the names of its blocks and its numbers: `KINDS` says so for each annotation that a launcher may have. The
-number of results is fixed; those that were not asked for have no elements.
+Operators take no tuples and return one kind of thing, and remember nothing. A window is two integers, a rotation three
+tensors, a configuration the names of its blocks and its numbers, a `Memo` is not handed over: `KINDS` says so for each
+annotation that a launcher may have. The number of results is fixed; those that were not asked for have no elements.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+from ..engine.memo import Memo
 from .launch import Config
 from .limits import require_no_gradient
 from .operators import OPERATORS, Operator
@@ -133,6 +134,7 @@ KINDS: tuple[tuple[Any, Kind], ...] = (
     (str, Kind.plain("str")),
     (tuple[int, int], Kind((("SymInt", "{}_left"), ("SymInt", "{}_right")), lambda value: value, lambda *value: value)),
     (tuple[Tensor, Tensor, Tensor] | None, _THREE),
+    (Memo | None, Kind((), lambda value: (), lambda: None)),
     (Config | None, Kind((("str", "blocks"), ("SymInt[]", "{}")), _write_config, _read_config)),
 )
 """Annotations, and how arguments that have them are handed over."""

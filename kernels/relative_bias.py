@@ -12,18 +12,22 @@ import functools
 import torch
 from torch import Tensor
 
+from ..engine.memo import Memo
 from ..engine.relative_position import bucket_table
 
 __all__ = ["bias_by_distance"]
 
 
-def bias_by_distance(position_bias: Tensor, max_distance: int, bidirectional: bool) -> tuple[Tensor, int]:
+def bias_by_distance(
+    position_bias: Tensor, max_distance: int, bidirectional: bool, memo: Memo | None = None
+) -> tuple[Tensor, int]:
     """The bias of every distance that has one of its own.
 
     Args:
         position_bias: `[num_buckets, heads]`, any floating dtype.
         max_distance: distance, in tokens, from which all positions share the last bucket.
         bidirectional: whether keys to the right have buckets of their own.
+        memo: of calls between which nobody writes to `position_bias`: the first of them gathers, the others read.
 
     Returns:
         `[heads, 2 * reach + 1]` in the bias's dtype, and the reach: the bias at a distance `d` of key position minus
@@ -32,8 +36,13 @@ def bias_by_distance(position_bias: Tensor, max_distance: int, bidirectional: bo
     The first call with a setting on a device copies its table of buckets there, which waits, and which no CUDA graph
     may capture: make one call before the capture. The table is kept as long as the process runs, 16 bytes a distance.
     """
-    buckets = _buckets(position_bias.shape[0], max_distance, bidirectional, position_bias.device)
-    return position_bias.t().index_select(1, buckets), max_distance
+
+    def gathered() -> Tensor:
+        buckets = _buckets(position_bias.shape[0], max_distance, bidirectional, position_bias.device)
+        return position_bias.t().index_select(1, buckets)
+
+    bias = gathered() if memo is None else memo.once(position_bias, ("bias", max_distance, bidirectional), gathered)
+    return bias, max_distance
 
 
 @functools.cache

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..engine.memo import Memo
 from .launch import Config, launch
 
 __all__ = ["default_config", "tile_list", "tile_list_length"]
@@ -66,17 +67,20 @@ def tile_list_length(tokens: int, num_texts: int, rows: int) -> int:
     return min(tokens, tokens // rows + num_texts)
 
 
-def tile_list(cu_seqlens: Tensor, tokens: int, rows: int) -> Tensor:
+def tile_list(cu_seqlens: Tensor, tokens: int, rows: int, memo: Memo | None = None) -> Tensor:
     """Text and block of every tile of `rows` tokens, tiles of longer texts first.
 
     Args:
         cu_seqlens: int32 `[texts + 1]`, at least one text.
         tokens: their tokens together, known to the host.
         rows: tokens a tile has at most.
+        memo: of calls between which nobody writes to `cu_seqlens`: the first of them lists, the others read.
 
     Returns:
         int32 `[tile_list_length(tokens, texts, rows), 2]`; text -1 in the entries that no tile needs, which come last.
     """
+    if memo is not None:
+        return memo.once(cu_seqlens, ("tiles", tokens, rows), lambda: tile_list(cu_seqlens, tokens, rows))
     num_texts = cu_seqlens.shape[0] - 1
     tiles = torch.empty(tile_list_length(tokens, num_texts, rows), 2, dtype=torch.int32, device=cu_seqlens.device)
     arguments = {

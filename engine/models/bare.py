@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self, TypeVar
 
 import torch
@@ -146,7 +146,7 @@ class EncoderModel(PreTrainedModel):
 class BareModel(EncoderModel):
     """The encoder of a family without a task head.
 
-    A family defines `run`, `word_embeddings`, and `longest` where it has a table of positions.
+    A family defines `_run`, `word_embeddings`, and `longest` where it has a table of positions.
     """
 
     output_class: ClassVar[type[BaseModelOutputWithPooling]] = BaseModelOutputWithPooling
@@ -167,6 +167,9 @@ class BareModel(EncoderModel):
         return self.config.max_position_embeddings
 
     @abstractmethod
+    def _run(self, batch: PackedBatch, inputs_embeds: Tensor | None = None, record: Record | None = None) -> Tensor:
+        """As `run`, of a batch whose memo is empty."""
+
     def run(self, batch: PackedBatch, inputs_embeds: Tensor | None = None, record: Record | None = None) -> Tensor:
         """The last hidden state, `[tokens, hidden]`, of packed texts: what everything else is wrapped around.
 
@@ -175,6 +178,8 @@ class BareModel(EncoderModel):
             inputs_embeds: `[tokens, width]` in place of the word embeddings.
             record: what to keep on the way.
         """
+        # Between two calls somebody may write to a batch, and a recording of the second must not lean on the first.
+        return self._run(replace(batch), inputs_embeds, record)
 
     def forward(
         self,

@@ -195,7 +195,7 @@ class BertModel(BertFamily, BareModel):
         """`[vocab, hidden]`."""
         return self.embeddings.word_embeddings
 
-    def run(self, batch: PackedBatch, inputs_embeds: Tensor | None = None, record: Record | None = None) -> Tensor:
+    def _run(self, batch: PackedBatch, inputs_embeds: Tensor | None = None, record: Record | None = None) -> Tensor:
         """The last hidden state, `[tokens, hidden]`; `inputs_embeds` are `[tokens, hidden]`."""
         return self.encoder(self.embeddings(batch, inputs_embeds), batch, record)
 

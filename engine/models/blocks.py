@@ -225,7 +225,7 @@ def attend(
         if record is not None and record.wants_attentions:
             record.attentions.append(weights)
         return out.flatten(1)
-    return op(q, k, v, batch.cu_seqlens, batch.max_seqlen, **options).flatten(1)
+    return op(q, k, v, batch.cu_seqlens, batch.max_seqlen, memo=batch.memo, **options).flatten(1)
 
 
 class Dense(Linear, Block):

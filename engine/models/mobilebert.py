@@ -165,7 +165,7 @@ class MobileBertModel(MobileBertFamily, BareModel):
         """`[vocab, embedding_size]`."""
         return self.embeddings.word_embeddings
 
-    def run(self, batch: PackedBatch, inputs_embeds: Tensor | None = None, record: Record | None = None) -> Tensor:
+    def _run(self, batch: PackedBatch, inputs_embeds: Tensor | None = None, record: Record | None = None) -> Tensor:
         """The last hidden state, `[tokens, hidden]`; `inputs_embeds` are `[tokens, embedding_size]`."""
         return self.encoder(self.embeddings(batch, inputs_embeds), batch, record, self.dtype)
 

@@ -242,7 +242,7 @@ class ModernBertModel(ModernBertPreTrainedModel, BareModel, LayerStack):
         """Rotations reach as far as the text does."""
         return None
 
-    def run(self, batch: PackedBatch, inputs_embeds: Tensor | None = None, record: Record | None = None) -> Tensor:
+    def _run(self, batch: PackedBatch, inputs_embeds: Tensor | None = None, record: Record | None = None) -> Tensor:
         """The last hidden state, `[tokens, hidden_size]`; recorded last, it is the normalised one."""
         turns = {kind: tables.lookup(batch) for kind, tables in self.tables.items()}
         x = self.embeddings(batch, inputs_embeds)

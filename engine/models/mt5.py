@@ -204,7 +204,7 @@ class MT5EncoderModel(MT5Family, BareModel):
         """No table limits a text's length."""
         return None
 
-    def run(self, batch: PackedBatch, inputs_embeds: Tensor | None = None, record: Record | None = None) -> Tensor:
+    def _run(self, batch: PackedBatch, inputs_embeds: Tensor | None = None, record: Record | None = None) -> Tensor:
         """The last hidden state, `[tokens, d_model]`; `inputs_embeds` are `[tokens, d_model]`."""
         return self.encoder(batch, inputs_embeds, record)
 

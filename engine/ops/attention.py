@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..memo import Memo
 from ..relative_position import relative_position_bucket
 
 __all__ = ["attention_with_weights", "varlen_attention"]
@@ -39,6 +40,7 @@ def varlen_attention(
     bias_max_distance: int = 128,
     bias_bidirectional: bool = True,
     return_lse: bool = False,
+    memo: Memo | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """softmax(scale * Q K^T + bias) V for every text of a packed batch; no text sees another.
 
@@ -57,6 +59,8 @@ def varlen_attention(
         bias_max_distance: distance, in tokens, from which all positions share the last bucket.
         bias_bidirectional: whether keys to the right have buckets of their own.
         return_lse: also return the log-sum-exp of the scores.
+        memo: shared by calls between which nobody writes to `cu_seqlens` or `position_bias`: what a row derives from
+            them is made by the first. None keeps nothing.
 
     Returns:
         `[tokens, heads, head_dim]` in q's dtype; zeros for a query that sees no key. With `return_lse` also fp32

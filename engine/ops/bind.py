@@ -141,6 +141,14 @@ class BoundOp:
             deterministic=deterministic,
             **self._facts,
         )
+        self.bind_as(call, backend=backend)
+
+    def bind_as(self, call: Call, *, backend: str) -> None:
+        """Choose the implementation for a call on any machine, this one or not.
+
+        Raises:
+            BackendError: as `bind`.
+        """
         self._failed, self.refusal = {}, None
         try:
             self._take(resolve(call, backend), may_fall=backend == "auto")

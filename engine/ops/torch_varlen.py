@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ..contract import Call
 from ..errors import BackendError
+from ..memo import Memo
 from .flash_limits import aligned, longest_keys, nothing_seen, refusals, refuse_bias, with_lse
 
 __all__ = ["unsupported", "varlen_attention"]
@@ -75,6 +76,7 @@ def varlen_attention(
     bias_max_distance: int = 128,
     bias_bidirectional: bool = True,
     return_lse: bool = False,
+    memo: Memo | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """As `engine/ops/attention.py`, without T5's bias, in fp16 or bf16.
 

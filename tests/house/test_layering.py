@@ -18,7 +18,7 @@ FOLDERS = ("engine", "kernels", "autotune", "bench")
 # holds fails the test: decide where it belongs, then say so here and there.
 LAYERS: dict[str, tuple[str, ...]] = {
     "errors": ("engine.errors",),
-    "contract": ("engine.contract", "engine.relative_position"),
+    "contract": ("engine.contract", "engine.memo", "engine.relative_position"),
     "hub": ("engine.hub",),
     "data": ("engine.batch", "engine.config", "engine.outputs"),
     "device": ("autotune.device",),
@@ -47,6 +47,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "models": ("engine.models", "engine.models.*", "engine.auto"),
     "encoder": (
+        "engine.cuda_graphs",
+        "engine.cuda_graphs.*",
         "engine.encoder",
         "engine.loading",
         "engine.pooling",
@@ -64,7 +66,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "errors": (),
     "contract": (),
     "hub": (),
-    "data": ("hub",),
+    "data": ("contract", "hub"),
     "device": (),
     "precision": ("device",),
     "configs": ("contract", "device"),

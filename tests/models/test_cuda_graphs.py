@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 import padless
 from padless.engine.batch import PackedBatch, TokenizedTexts, pack
-from padless.engine.buckets import MOST_TEXTS, MOST_TOKENS, Bucket, StaticBatch
 from padless.engine.cuda_graphs import MOST_BUCKETS, CudaGraphs, wanted
+from padless.engine.cuda_graphs.buckets import MOST_TEXTS, MOST_TOKENS, Bucket, StaticBatch
+from padless.engine.cuda_graphs.model_state import ModelState
 from padless.engine.errors import OptionError
-from padless.engine.model_state import ModelState
 from padless.engine.models import family_class
 from padless.engine.ops.bind import BoundOp
 from padless.engine.pooling import SentenceHead

@@ -18,12 +18,14 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ...contract import Call
 from ...errors import InputError
+from ...memo import Memo
 from ...relative_position import relative_position_bucket
 
 __all__ = ["unsupported", "varlen_attention"]
@@ -70,6 +72,7 @@ def varlen_attention(
     bias_max_distance: int = 128,
     bias_bidirectional: bool = True,
     return_lse: bool = False,
+    memo: Memo | None = None,
 ) -> Tensor:
     """As `engine/ops/attention.py`, for self-attention in fp32 or bf16.
 
@@ -80,19 +83,18 @@ def varlen_attention(
         asked = {"cu_seqlens_k": cu_seqlens_k is not None, "causal": causal, "return_lse": return_lse}
         names = ", ".join(name for name, is_asked in asked.items() if is_asked)
         raise InputError(f"attention: the cpu row takes none of cu_seqlens_k, causal and return_lse, got {names}")
+    memo = Memo() if memo is None else memo
     heads, head_dim = q.shape[1:]
     if k.shape[1] != heads:
         k, v = (x.repeat_interleave(heads // k.shape[1], dim=1) for x in (k, v))
-    scores = _Scores(
-        scale=head_dim**-0.5 if softmax_scale is None else softmax_scale,
-        window=window,
-        bias=None
-        if position_bias is None
-        else _bias_by_distance(position_bias, max_seqlen, bias_max_distance, bias_bidirectional),
-    )
+    bias = None
+    if position_bias is not None:
+        kind = max_seqlen, bias_max_distance, bias_bidirectional
+        bias = memo.once(position_bias, ("bias", *kind), partial(_bias_by_distance, position_bias, *kind))
+    scores = _Scores(scale=head_dim**-0.5 if softmax_scale is None else softmax_scale, window=window, bias=bias)
     out = q.new_empty(q.shape)
     scratch = q.new_empty(max(SCORES_PER_BLOCK, max_seqlen))
-    for start, count, length in _equal_runs(cu_seqlens):
+    for start, count, length in memo.once(cu_seqlens, "runs", lambda: list(_equal_runs(cu_seqlens))):
         texts = max(1, SCORES_PER_BLOCK // (heads * length * length))
         for first in range(start, start + count * length, texts * length):
             stop = min(first + texts * length, start + count * length)

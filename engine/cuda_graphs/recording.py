@@ -21,11 +21,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from .batch import PackedBatch
+from ..batch import PackedBatch
+from ..errors import OptionError
+from ..ops.bind import BoundOp
 from .buckets import Bucket, StaticBatch
-from .errors import OptionError
 from .model_state import ModelState
-from .ops.bind import BoundOp
 
 __all__ = ["MOST_BUCKETS", "CudaGraphs", "Recorded", "wanted"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .ops.bind import BoundOp
+from ..ops.bind import BoundOp
 
 __all__ = ["ModelState"]
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .batch import PackedBatch
+from ..batch import PackedBatch
 
 __all__ = ["MOST_TEXTS", "MOST_TOKENS", "Bucket", "StaticBatch"]
 
