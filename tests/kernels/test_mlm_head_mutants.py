@@ -12,6 +12,8 @@ from mlm_head_cases import Head, assert_right, cut_in, predict, ranked
 from operands import alike, sparse
 from torch import Tensor
 
+from padless.kernels.launch import Config
+
 HEAD = Head(torch.float32, own=6, vocab=70)
 
 
@@ -136,3 +138,22 @@ def test_the_sum_is_kept_while_the_highest_rises(step: float, rise: int) -> None
         _, _, lse = ranked(torch.zeros(2, 16), weights, top_k=3, epilogue="none", config=cut_in(cut))
         expected = bias.double().logsumexp(0).float().expand(2)
         torch.testing.assert_close(lse, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("parts", [3, 5])
+def test_parts_that_are_none_have_no_logit(parts: int) -> None:
+    """All logits are so low that exponentials of them, unshifted, would be 0."""
+    bias = torch.linspace(-300, -200, 32 * parts)
+    weights = (torch.eye(16), None, torch.ones(16), None, torch.zeros(len(bias), 16), bias, None)
+    _, _, lse = ranked(torch.ones(2, 16), weights, top_k=2, epilogue="none", config=cut_in(parts))
+    torch.testing.assert_close(lse, bias.double().logsumexp(0).float().expand(2), rtol=1e-6, atol=0)
+
+
+def test_all_steps_of_the_join_count() -> None:
+    """More pairs than one step takes: 40 parts of 30."""
+    config = Config.of(BLOCK_M=16, BLOCK_N=16, BLOCK_K=16, PARTS=40)
+    bias = torch.arange(640.0)[torch.randperm(640, generator=torch.Generator().manual_seed(3))]
+    weights = (torch.eye(16), None, torch.ones(16), None, torch.zeros(len(bias), 16), bias, None)
+    values, ids, _ = ranked(torch.ones(2, 16), weights, top_k=30, epilogue="none", config=config)
+    assert torch.equal(values, torch.arange(639.0, 609.0, -1.0).expand(2, -1))
+    assert torch.equal(ids, bias.argsort(descending=True)[:30].expand(2, -1))
