@@ -50,9 +50,21 @@ TOP_K = (
     Mutant("if own_ptr is not None:", "if False:", "V is forgotten"),
     Mutant("acc += tl.load(bias_ptr", "acc -= tl.load(bias_ptr", "the bias is subtracted"),
     Mutant("tl.load(bias_ptr + offs_n,", "tl.load(bias_ptr + offs_n % BLOCK_N,", "every tile has the first one's bias"),
+    Mutant(
+        'acc = tl.dot(x, w, acc, input_precision="ieee")\n    if bias',
+        'acc = tl.dot(x, w, input_precision="ieee")\n    if bias',
+        "the own weights alone",
+    ),
+    Mutant("tl.maximum(highest, tl.max(logit, 1))", "tl.max(logit, 1)", "the highest is the last tile's"),
+    Mutant("lse_ptr + row, base", "lse_ptr, base", "all rows write one sum"),
     # How a pair orders.
     Mutant("bits ^ ((bits >> 31) & 0x7FFFFFFF)", "bits", "negative logits order the other way"),
-    Mutant("tl.where(logit == 0.0, 0.0, logit)", "logit", "-0.0 is below 0.0"),
+    Mutant(
+        "tl.where(logit == 0.0, 0.0, logit)",
+        "logit",
+        "-0.0 is below 0.0",
+        survives="sums that begin at 0.0 never come to -0.0 in the interpreter; of tensor cores nobody promises that",
+    ),
     Mutant("((first + place) ^ LAST_TOKEN)", "(first + place)", "of equal logits the higher id comes first"),
     Mutant("((first + place) ^ LAST_TOKEN)", "(place.to(tl.int64) ^ LAST_TOKEN)", "ids are counted from the tile"),
     Mutant("(kept & LAST_TOKEN) ^ LAST_TOKEN", "kept & LAST_TOKEN", "ids are not turned back"),
@@ -88,6 +100,7 @@ TOP_K = (
         "tl.where(mask_m[:, None] & mask_n[None, :], order, NO_LOGIT)",
         "tl.where(mask_m[:, None], order, NO_LOGIT)",
         "tokens beyond the vocabulary have the logit -inf",
+        survives="of equal logits the lower token comes first, and the vocabulary has as many as are asked for",
     ),
     Mutant(
         "tl.where(mask_m[:, None] & mask_n[None, :], order, NO_LOGIT)",
@@ -125,6 +138,15 @@ TOP_K = (
         survives="below every pair, and the first step of the join has more of those than are asked for: 1,024 / count "
         "parts of 16 tokens and more, or all of the vocabulary",
     ),
+    Mutant("mask=offs < PARTS * count, other=NO_PAIR", "mask=offs < PARTS * count, other=2**62", "lanes are pairs"),
+    Mutant("ids_ptr + row * count + place", "ids_ptr + row * BLOCK_C + place", "ids lie a power of two apart"),
+    Mutant(
+        "tl.store(ids_ptr + row * count + place, (kept & LAST_TOKEN) ^ LAST_TOKEN, mask=lanes < count)",
+        "tl.store(ids_ptr + row * count + place, (kept & LAST_TOKEN) ^ LAST_TOKEN)",
+        "more ids than asked for are written",
+    ),
+    Mutant("highest_ptr + offs_m * PARTS + part, highest", "highest_ptr + offs_m * PARTS, highest", "one part's"),
+    Mutant("sums_ptr + row * PARTS + offs_p", "sums_ptr + row + offs_p", "the sums of other rows"),
     # The log-sum-exp.
     Mutant("tl.abs(highest) == INFINITY", "highest == INFINITY", "-inf - -inf where there is no logit"),
     Mutant("tl.abs(highest) == INFINITY", "highest == -INFINITY", "inf - inf"),

@@ -95,3 +95,22 @@ def test_both_schedules_sum_in_the_same_order(dtype: torch.dtype, op: str, sm: i
     few, many = kernels.few_tokens_config(call), kernels.default_config(call)
     assert few["BLOCK_K"] == many["BLOCK_K"]
     assert few["BLOCK_M"] <= many["BLOCK_M"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_infinite_number_stays_infinite_where_there_is_one_channel(dtype: torch.dtype) -> None:
+    """What it makes of the zeros behind the channel is NaN, and must not come back by the next product."""
+    layer = Layer(dtype, tokens=3, width=1, hidden=4, inner=1, networks=2)
+    weights = tuple(torch.ones_like(weight) for weight in layer.in_weights())
+    x = torch.ones(3, 4, dtype=layer.x_dtype)
+    x[1] = torch.inf
+    narrow, qkv = enter(layer, x, weights)
+    assert torch.equal(narrow[:, 0].isinf(), torch.tensor([False, True, False]))
+    assert torch.equal(qkv.isinf(), torch.tensor([False, True, False])[:, None].expand(3, 3))
+    assert not qkv.isnan().any()
+    weights = tuple(torch.ones_like(weight) for weight in layer.out_weights())
+    context = torch.ones(3, 1, dtype=dtype)
+    context[1] = torch.inf
+    out = leave(layer, (context, torch.ones(3, 1, dtype=layer.narrow_dtype), torch.ones_like(x)), weights)
+    assert torch.equal(out.isinf(), torch.tensor([False, True, False])[:, None].expand(3, 4))
+    assert not out.isnan().any()
