@@ -96,7 +96,9 @@ class LinearOp(BoundOp):
         """The outputs of the layers, side by side, and then what the op does with them."""
         outputs = [layer(*inputs) for layer in self._layers()]
         out = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
-        return finish(out, **{**self.options, **options})
+        statistics = options.pop("statistics", False)
+        out = finish(out, **{**self.options, **options})
+        return (out, None) if statistics else out
 
     def takes(self, old: nn.Module, new: nn.Module | None) -> bool:
         """Whatever takes and gives what the layer did."""
