@@ -12,7 +12,7 @@ from ..memo import Memo
 from ..ops.bind import BoundOp
 from .intact import Intact
 
-__all__ = ["FoldedNorm", "residual_added"]
+__all__ = ["FoldedNorm"]
 
 
 class FoldedNorm(BoundOp):
@@ -65,20 +65,3 @@ class FoldedNorm(BoundOp):
     def _both(self) -> tuple[Any, ...]:
         (scale, *shift), product = self._seen
         return (scale, *(shift or (None,)), *product)
-
-
-def residual_added(op: BoundOp, x: Tensor, residual: Tensor, memo: Memo | None) -> Tensor:
-    """`residual + op(x)`; where there is a memo, the sum's statistics are handed on in it to the norm that comes next.
-
-    Args:
-        op: a `linear` op.
-        x: `[tokens, in_features]`.
-        residual: `[tokens, out_features]`.
-        memo: of the pass; None where nobody asks for statistics.
-    """
-    if memo is None:
-        return op(x, residual=residual)
-    out, statistics = op(x, residual=residual, statistics=True)
-    if statistics is not None:
-        memo.hand_on(out, statistics)
-    return out

@@ -16,13 +16,15 @@ from torch.nn import functional as F
 
 from ..batch import PackedBatch
 from ..errors import InputError, OptionError
+from ..memo import Memo
 from ..ops.bind import BoundOp, Source
 from ..ops.linear import Rotation
 from ..weights import NameRules
 from .activations import ACTIVATIONS
 from .bare import BareModel, Encoded
-from .blocks import Block, Dense, attend, attention_op, linear_op, norm_op
+from .blocks import Block, Dense, attend, attention_op, linear_op, norm_op, residual_added
 from .checkpointing import LayerStack
+from .folded_norm import FoldedNorm
 from .heads import TopPredictions, top_op
 from .intact import TakingOver
 from .modernbert_config import SLIDING, ModernBertConfig
@@ -89,13 +91,25 @@ class ModernBertAttention(Block):
         self.qkv = linear_op(self.Wqkv, turned=2 * hidden, head_dim=self.head_dim)
         self.attention = attention_op(self.head_dim, window=(side, side))
         self.project = linear_op(self.Wo, residual=True)
+        self.hands_on = False
 
-    def forward(self, x: Tensor, residual: Tensor, batch: PackedBatch, turn: Rotation, record: Record | None) -> Tensor:
-        """`residual + attention(x)`, `[tokens, hidden]`."""
-        q, k, v = self.qkv(x, rope=turn).view(-1, 3, self.heads, self.head_dim).unbind(1)
+    def forward(
+        self,
+        x: Tensor,
+        residual: Tensor,
+        batch: PackedBatch,
+        turn: Rotation,
+        record: Record | None,
+        qkv: Tensor | None = None,
+    ) -> Tensor:
+        """`residual + attention(x)`, `[tokens, hidden]`; `qkv` is what the product of x gives, if the caller has it."""
+        qkv = self.qkv(x, rope=turn) if qkv is None else qkv
+        q, k, v = qkv.view(-1, 3, self.heads, self.head_dim).unbind(1)
         dropout = self.dropout if self.training else 0.0
         x = attend(self.attention, q, k, v, batch, record, dropout=dropout)
-        return residual + F.dropout(self.project(x), dropout) if dropout else self.project(x, residual=residual)
+        if dropout:
+            return residual + F.dropout(self.project(x), dropout)
+        return residual_added(self.project, x, residual, batch.memo if self.hands_on else None)
 
 
 class ModernBertMLP(Block):
@@ -109,10 +123,12 @@ class ModernBertMLP(Block):
         self.Wo = Linear(inner, hidden, bias=bias)
         self.up = linear_op(self.Wi, epilogue=ACTIVATIONS[config.hidden_activation], gated=True)
         self.down = linear_op(self.Wo, residual=True)
+        self.hands_on = False
 
-    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        """`residual + mlp(x)`, `[tokens, hidden]`."""
-        return self.down(F.dropout(self.up(x), self.dropout, self.training), residual=residual)
+    def forward(self, x: Tensor, residual: Tensor, memo: Memo | None = None, inner: Tensor | None = None) -> Tensor:
+        """`residual + mlp(x)`, `[tokens, hidden]`; `inner` is what the product of x gives, if the caller has it."""
+        inner = F.dropout(self.up(x) if inner is None else inner, self.dropout, self.training)
+        return residual_added(self.down, inner, residual, memo if self.hands_on else None)
 
 
 class ModernBertLayer(Block):
@@ -128,12 +144,29 @@ class ModernBertLayer(Block):
         self.mlp = ModernBertMLP(config)
         self.before_attention = None if first else norm_op(self.attn_norm)
         self.before_mlp = norm_op(self.mlp_norm)
+        attention = self.before_attention
+        self.into_attention = attention and FoldedNorm(attention, self.attn.qkv, self, ("attn_norm", "attn"))
+        self.into_mlp = FoldedNorm(self.before_mlp, self.mlp.up, self, ("mlp_norm", "mlp"))
 
     def forward(self, x: Tensor, batch: PackedBatch, turns: Mapping[str, Rotation], record: Record | None) -> Tensor:
         """`[tokens, hidden]` to `[tokens, hidden]`; of the turns, by kind, the layer takes that of its own."""
-        turn = turns[self.attention_type]
-        x = self.attn(x if self.before_attention is None else self.before_attention(x), x, batch, turn, record)
-        return self.mlp(self.before_mlp(x), x)
+        x = self._attended(x, batch, turns[self.attention_type], record)
+        if self.into_mlp.folds(x):
+            return self.mlp(x, x, batch.memo, self.into_mlp.product(x, batch.memo))
+        return self.mlp(self.before_mlp(x), x, batch.memo)
+
+    def _attended(self, x: Tensor, batch: PackedBatch, turn: Rotation, record: Record | None) -> Tensor:
+        if self.before_attention is None or self.into_attention is None:
+            return self.attn(x, x, batch, turn, record)
+        if self.into_attention.folds(x):
+            return self.attn(x, x, batch, turn, record, self.into_attention.product(x, batch.memo, rope=turn))
+        return self.attn(self.before_attention(x), x, batch, turn, record)
+
+    def _bind_own(self) -> None:
+        super()._bind_own()
+        # The next layer begins as this one would, if it is not the first.
+        self.attn.hands_on = self.into_mlp.fused
+        self.mlp.hands_on = (self.into_attention or self.into_mlp).fused
 
 
 class ModernBertHead(Block):

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..batch import PackedBatch
+from ..memo import Memo
 from ..ops.bind import BoundOp
 from .activations import ACTIVATIONS
-from .blocks import Block, JoinedLayers, attend, attention_op, linear_op, rms_norm_op
+from .blocks import Block, JoinedLayers, attend, attention_op, linear_op, residual_added, rms_norm_op
+from .folded_norm import FoldedNorm
 from .parameters import Embedding, Linear
 from .record import Record
 
@@ -73,15 +75,25 @@ class MT5Attention(JoinedLayers):
         distance = config.relative_attention_max_distance
         self.attention = attention_op(self.head_dim, bias="t5", softmax_scale=1.0, bias_max_distance=distance)
         self.project = linear_op(self.o, residual=True)
+        self.hands_on = False
 
     def forward(
-        self, x: Tensor, residual: Tensor, batch: PackedBatch, position_bias: Tensor, record: Record | None = None
+        self,
+        x: Tensor,
+        residual: Tensor,
+        batch: PackedBatch,
+        position_bias: Tensor,
+        record: Record | None = None,
+        qkv: Tensor | None = None,
     ) -> Tensor:
-        """x `[tokens, d_model]`, normalised, to `[tokens, d_model]`; position_bias `[buckets, heads]`."""
+        """x `[tokens, d_model]`, normalised, to `[tokens, d_model]`; position_bias `[buckets, heads]`.
+
+        `qkv` is what the product of x gives, if the caller has it.
+        """
         dropout = self.dropout if self.training else 0.0
-        q, k, v = self.qkv(x).view(-1, 3, self.heads, self.head_dim).unbind(1)
+        q, k, v = (self.qkv(x) if qkv is None else qkv).view(-1, 3, self.heads, self.head_dim).unbind(1)
         context = attend(self.attention, q, k, v, batch, record, dropout=dropout, position_bias=position_bias)
-        return _added(residual, self.project, context, dropout)
+        return _added(residual, self.project, context, dropout, batch.memo if self.hands_on else None)
 
     def fill(self, factor: float) -> None:
         """Values to begin training with: the scores are not scaled, so the queries' weights are."""
@@ -114,16 +126,20 @@ class MT5FeedForward(JoinedLayers):
         self.up = linear_op(*self._together(), epilogue=ACTIVATIONS[config.dense_act_fn], gated=self.gated)
         self.down = linear_op(self.wo, residual=True)
         self.inner_dtype = self.wo.weight.dtype
+        self.hands_on = False
 
-    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        """x `[tokens, d_model]`, normalised, to `[tokens, d_model]`."""
+    def forward(self, x: Tensor, residual: Tensor, memo: Memo | None = None, inner: Tensor | None = None) -> Tensor:
+        """x `[tokens, d_model]`, normalised, to `[tokens, d_model]`; `inner` is what the first product of x gives, if
+        the caller has it.
+        """
         dropout = self.dropout if self.training else 0.0
-        # Each half fits in fp16, their product need not.
-        wide = x.dtype == torch.float16
-        inner = (self.up(x, wide=True) if wide else self.up(x)).to(self.inner_dtype)
+        if inner is None:
+            # Each half fits in fp16, their product need not.
+            wide = x.dtype == torch.float16
+            inner = (self.up(x, wide=True) if wide else self.up(x)).to(self.inner_dtype)
         if dropout:
             inner = F.dropout(inner, dropout)
-        return _added(residual, self.down, inner, dropout)
+        return _added(residual, self.down, inner, dropout, memo if self.hands_on else None)
 
     def _bind_own(self) -> None:
         super()._bind_own()
@@ -140,31 +156,39 @@ class MT5FeedForward(JoinedLayers):
         return (self.wi_0, self.wi_1) if self.gated else (self.wi,)
 
 
-class _AttentionLayer(nn.Module):
+class _AttentionLayer(Block):
     """Norm and attention."""
 
     def __init__(self, config: Any, has_relative_attention_bias: bool) -> None:
         super().__init__()
         self.SelfAttention = MT5Attention(config, has_relative_attention_bias)
         self.layer_norm = ScaleNorm(config.d_model, config.layer_norm_eps)
+        product = self.SelfAttention.qkv
+        self.folded = FoldedNorm(self.layer_norm.norm, product, self, ("layer_norm", "SelfAttention"))
 
     def forward(self, x: Tensor, batch: PackedBatch, position_bias: Tensor, record: Record | None = None) -> Tensor:
+        if self.folded.folds(x):
+            qkv = self.folded.product(x, batch.memo)
+            return self.SelfAttention(x, x, batch, position_bias, record, qkv)
         return self.SelfAttention(self.layer_norm(x), x, batch, position_bias, record)
 
 
-class _FeedForwardLayer(nn.Module):
+class _FeedForwardLayer(Block):
     """Norm and feed-forward."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.DenseReluDense = MT5FeedForward(config)
         self.layer_norm = ScaleNorm(config.d_model, config.layer_norm_eps)
+        self.folded = FoldedNorm(self.layer_norm.norm, self.DenseReluDense.up, self, ("layer_norm", "DenseReluDense"))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.DenseReluDense(self.layer_norm(x), x)
+    def forward(self, x: Tensor, memo: Memo) -> Tensor:
+        if self.folded.folds(x):
+            return self.DenseReluDense(x, x, memo, self.folded.product(x, memo))
+        return self.DenseReluDense(self.layer_norm(x), x, memo)
 
 
-class MT5Block(nn.Module):
+class MT5Block(Block):
     """Attention, then feed-forward; the nesting is the checkpoint's."""
 
     def __init__(self, config: Any, has_relative_attention_bias: bool) -> None:
@@ -180,9 +204,20 @@ class MT5Block(nn.Module):
 
     def forward(self, x: Tensor, batch: PackedBatch, position_bias: Tensor, record: Record | None = None) -> Tensor:
         """`[tokens, d_model]` to `[tokens, d_model]`, of the residual stream; position_bias `[buckets, heads]`."""
-        return self.layer[1](self.layer[0](x, batch, position_bias, record))
+        return self.layer[1](self.layer[0](x, batch, position_bias, record), batch.memo)
+
+    def _bind_own(self) -> None:
+        super()._bind_own()
+        attention, feed_forward = self.layer
+        assert isinstance(attention, _AttentionLayer)
+        assert isinstance(feed_forward, _FeedForwardLayer)
+        attention.SelfAttention.hands_on = feed_forward.folded.fused
+        # The next layer begins as this one does.
+        feed_forward.DenseReluDense.hands_on = attention.folded.fused
 
 
-def _added(residual: Tensor, project: BoundOp, x: Tensor, dropout: float) -> Tensor:
-    """`residual + project(x)`, in the residual's dtype."""
-    return residual + F.dropout(project(x), dropout) if dropout else project(x, residual=residual)
+def _added(residual: Tensor, project: BoundOp, x: Tensor, dropout: float, memo: Memo | None) -> Tensor:
+    """`residual + project(x)`, in the residual's dtype; memo as of `residual_added`."""
+    if dropout:
+        return residual + F.dropout(project(x), dropout)
+    return residual_added(project, x, residual, memo)
