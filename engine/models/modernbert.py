@@ -91,7 +91,6 @@ class ModernBertAttention(Block):
         self.qkv = linear_op(self.Wqkv, turned=2 * hidden, head_dim=self.head_dim)
         self.attention = attention_op(self.head_dim, window=(side, side))
         self.project = linear_op(self.Wo, residual=True)
-        self.hands_on = False
 
     def forward(
         self,
@@ -101,15 +100,19 @@ class ModernBertAttention(Block):
         turn: Rotation,
         record: Record | None,
         qkv: Tensor | None = None,
+        memo: Memo | None = None,
     ) -> Tensor:
-        """`residual + attention(x)`, `[tokens, hidden]`; `qkv` is what the product of x gives, if the caller has it."""
+        """`residual + attention(x)`, `[tokens, hidden]`; memo as of `residual_added`.
+
+        `qkv` is what the product of x gives, if the caller has it.
+        """
         qkv = self.qkv(x, rope=turn) if qkv is None else qkv
         q, k, v = qkv.view(-1, 3, self.heads, self.head_dim).unbind(1)
         dropout = self.dropout if self.training else 0.0
         x = attend(self.attention, q, k, v, batch, record, dropout=dropout)
         if dropout:
             return residual + F.dropout(self.project(x), dropout)
-        return residual_added(self.project, x, residual, batch.memo if self.hands_on else None)
+        return residual_added(self.project, x, residual, memo)
 
 
 class ModernBertMLP(Block):
@@ -123,12 +126,14 @@ class ModernBertMLP(Block):
         self.Wo = Linear(inner, hidden, bias=bias)
         self.up = linear_op(self.Wi, epilogue=ACTIVATIONS[config.hidden_activation], gated=True)
         self.down = linear_op(self.Wo, residual=True)
-        self.hands_on = False
 
-    def forward(self, x: Tensor, residual: Tensor, memo: Memo | None = None, inner: Tensor | None = None) -> Tensor:
-        """`residual + mlp(x)`, `[tokens, hidden]`; `inner` is what the product of x gives, if the caller has it."""
+    def forward(self, x: Tensor, residual: Tensor, inner: Tensor | None = None, memo: Memo | None = None) -> Tensor:
+        """`residual + mlp(x)`, `[tokens, hidden]`; memo as of `residual_added`.
+
+        `inner` is what the product of x gives, if the caller has it.
+        """
         inner = F.dropout(self.up(x) if inner is None else inner, self.dropout, self.training)
-        return residual_added(self.down, inner, residual, memo if self.hands_on else None)
+        return residual_added(self.down, inner, residual, memo)
 
 
 class ModernBertLayer(Block):
@@ -151,22 +156,19 @@ class ModernBertLayer(Block):
     def forward(self, x: Tensor, batch: PackedBatch, turns: Mapping[str, Rotation], record: Record | None) -> Tensor:
         """`[tokens, hidden]` to `[tokens, hidden]`; of the turns, by kind, the layer takes that of its own."""
         x = self._attended(x, batch, turns[self.attention_type], record)
+        # The next layer begins as this one does, or would if it were not the first.
+        memo = batch.memo if (self.into_attention or self.into_mlp).fused else None
         if self.into_mlp.folds(x):
-            return self.mlp(x, x, batch.memo, self.into_mlp.product(x, batch.memo))
-        return self.mlp(self.before_mlp(x), x, batch.memo)
+            return self.mlp(x, x, self.into_mlp.product(x, batch.memo), memo)
+        return self.mlp(self.before_mlp(x), x, None, memo)
 
     def _attended(self, x: Tensor, batch: PackedBatch, turn: Rotation, record: Record | None) -> Tensor:
+        memo = batch.memo if self.into_mlp.fused else None
         if self.before_attention is None or self.into_attention is None:
-            return self.attn(x, x, batch, turn, record)
+            return self.attn(x, x, batch, turn, record, None, memo)
         if self.into_attention.folds(x):
-            return self.attn(x, x, batch, turn, record, self.into_attention.product(x, batch.memo, rope=turn))
-        return self.attn(self.before_attention(x), x, batch, turn, record)
-
-    def _bind_own(self) -> None:
-        super()._bind_own()
-        # The next layer begins as this one would, if it is not the first.
-        self.attn.hands_on = self.into_mlp.fused
-        self.mlp.hands_on = (self.into_attention or self.into_mlp).fused
+            return self.attn(x, x, batch, turn, record, self.into_attention.product(x, batch.memo, rope=turn), memo)
+        return self.attn(self.before_attention(x), x, batch, turn, record, None, memo)
 
 
 class ModernBertHead(Block):

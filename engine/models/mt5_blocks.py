@@ -75,7 +75,6 @@ class MT5Attention(JoinedLayers):
         distance = config.relative_attention_max_distance
         self.attention = attention_op(self.head_dim, bias="t5", softmax_scale=1.0, bias_max_distance=distance)
         self.project = linear_op(self.o, residual=True)
-        self.hands_on = False
 
     def forward(
         self,
@@ -85,15 +84,16 @@ class MT5Attention(JoinedLayers):
         position_bias: Tensor,
         record: Record | None = None,
         qkv: Tensor | None = None,
+        memo: Memo | None = None,
     ) -> Tensor:
         """x `[tokens, d_model]`, normalised, to `[tokens, d_model]`; position_bias `[buckets, heads]`.
 
-        `qkv` is what the product of x gives, if the caller has it.
+        `qkv` is what the product of x gives, if the caller has it; memo as of `residual_added`.
         """
         dropout = self.dropout if self.training else 0.0
         q, k, v = (self.qkv(x) if qkv is None else qkv).view(-1, 3, self.heads, self.head_dim).unbind(1)
         context = attend(self.attention, q, k, v, batch, record, dropout=dropout, position_bias=position_bias)
-        return _added(residual, self.project, context, dropout, batch.memo if self.hands_on else None)
+        return _added(residual, self.project, context, dropout, memo)
 
     def fill(self, factor: float) -> None:
         """Values to begin training with: the scores are not scaled, so the queries' weights are."""
@@ -126,11 +126,11 @@ class MT5FeedForward(JoinedLayers):
         self.up = linear_op(*self._together(), epilogue=ACTIVATIONS[config.dense_act_fn], gated=self.gated)
         self.down = linear_op(self.wo, residual=True)
         self.inner_dtype = self.wo.weight.dtype
-        self.hands_on = False
 
-    def forward(self, x: Tensor, residual: Tensor, memo: Memo | None = None, inner: Tensor | None = None) -> Tensor:
-        """x `[tokens, d_model]`, normalised, to `[tokens, d_model]`; `inner` is what the first product of x gives, if
-        the caller has it.
+    def forward(self, x: Tensor, residual: Tensor, inner: Tensor | None = None, memo: Memo | None = None) -> Tensor:
+        """x `[tokens, d_model]`, normalised, to `[tokens, d_model]`; memo as of `residual_added`.
+
+        `inner` is what the first product of x gives, if the caller has it.
         """
         dropout = self.dropout if self.training else 0.0
         if inner is None:
@@ -139,7 +139,7 @@ class MT5FeedForward(JoinedLayers):
             inner = (self.up(x, wide=True) if wide else self.up(x)).to(self.inner_dtype)
         if dropout:
             inner = F.dropout(inner, dropout)
-        return _added(residual, self.down, inner, dropout, memo if self.hands_on else None)
+        return _added(residual, self.down, inner, dropout, memo)
 
     def _bind_own(self) -> None:
         super()._bind_own()
@@ -166,11 +166,17 @@ class _AttentionLayer(Block):
         product = self.SelfAttention.qkv
         self.folded = FoldedNorm(self.layer_norm.norm, product, self, ("layer_norm", "SelfAttention"))
 
-    def forward(self, x: Tensor, batch: PackedBatch, position_bias: Tensor, record: Record | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        batch: PackedBatch,
+        position_bias: Tensor,
+        record: Record | None = None,
+        memo: Memo | None = None,
+    ) -> Tensor:
         if self.folded.folds(x):
-            qkv = self.folded.product(x, batch.memo)
-            return self.SelfAttention(x, x, batch, position_bias, record, qkv)
-        return self.SelfAttention(self.layer_norm(x), x, batch, position_bias, record)
+            return self.SelfAttention(x, x, batch, position_bias, record, self.folded.product(x, batch.memo), memo)
+        return self.SelfAttention(self.layer_norm(x), x, batch, position_bias, record, None, memo)
 
 
 class _FeedForwardLayer(Block):
@@ -182,10 +188,10 @@ class _FeedForwardLayer(Block):
         self.layer_norm = ScaleNorm(config.d_model, config.layer_norm_eps)
         self.folded = FoldedNorm(self.layer_norm.norm, self.DenseReluDense.up, self, ("layer_norm", "DenseReluDense"))
 
-    def forward(self, x: Tensor, memo: Memo) -> Tensor:
+    def forward(self, x: Tensor, batch: PackedBatch, memo: Memo | None = None) -> Tensor:
         if self.folded.folds(x):
-            return self.DenseReluDense(x, x, memo, self.folded.product(x, memo))
-        return self.DenseReluDense(self.layer_norm(x), x, memo)
+            return self.DenseReluDense(x, x, self.folded.product(x, batch.memo), memo)
+        return self.DenseReluDense(self.layer_norm(x), x, None, memo)
 
 
 class MT5Block(Block):
@@ -204,16 +210,15 @@ class MT5Block(Block):
 
     def forward(self, x: Tensor, batch: PackedBatch, position_bias: Tensor, record: Record | None = None) -> Tensor:
         """`[tokens, d_model]` to `[tokens, d_model]`, of the residual stream; position_bias `[buckets, heads]`."""
-        return self.layer[1](self.layer[0](x, batch, position_bias, record), batch.memo)
-
-    def _bind_own(self) -> None:
-        super()._bind_own()
         attention, feed_forward = self.layer
-        assert isinstance(attention, _AttentionLayer)
-        assert isinstance(feed_forward, _FeedForwardLayer)
-        attention.SelfAttention.hands_on = feed_forward.folded.fused
+        x = attention(x, batch, position_bias, record, batch.memo if _folds(feed_forward) else None)
         # The next layer begins as this one does.
-        feed_forward.DenseReluDense.hands_on = attention.folded.fused
+        return feed_forward(x, batch, batch.memo if _folds(attention) else None)
+
+
+def _folds(layer: nn.Module) -> bool:
+    """Whether a product begins the layer, which wants the statistics of what it is called with."""
+    return isinstance(layer, _AttentionLayer | _FeedForwardLayer) and layer.folded.fused
 
 
 def _added(residual: Tensor, project: BoundOp, x: Tensor, dropout: float, memo: Memo | None) -> Tensor:
