@@ -14,10 +14,12 @@ runs). Both are of the rows as they were rounded, and of one row alone.
 
 What it rounds: W' once, where the norm on its own rounds each normalised row. As s is of the rounded W', an error of W'
 meets t - mean, and not the mean. What is left of it cancels: `t @ W'^T - mean s` loses the digits by which the mean is
-larger than the deviation. In fp32 they are there for what half precision keeps, up to |mean| of about 1,000 deviations
-in fp16 and 4,000 in bf16 (tests/kernels/test_norm_linear.py), and the streams of trained encoders are far from that;
-rows of one value throughout, whose deviation is 0, are beyond any such bound. In fp16 W' of less than 6e-5 has fewer
-digits. fp32 has none to spare: its rows are left to a norm of their own.
+larger than the deviation. Sums in fp32 have them: the 2x rule of the tests holds up to a mean of 1,000 deviations in
+fp16 and 2,000 in bf16, also where all weights of a row have one sign (interpreted; sums of tensor cores: not measured).
+A row as it is stored hardly has more: its last place is 2,000 and 250 times smaller than the mean. The exception are
+rows of one value throughout, or nearly, whose deviation is 0: what is left of the mean is then multiplied with up to
+1 / sqrt(eps). Rows of zeros are exact. In fp16 a W' below 6e-5 has fewer digits. fp32 has none to spare, and is left to
+a norm of its own.
 
 Tiling: that of `linear.py`. What is fused: scale, shift, centring, and with them the norm's own launch.
 
