@@ -139,9 +139,9 @@ def _time(problem: Problem, use: Use, context: Context) -> Figures:
     if problem.product is not None:
         calls[ALONE] = problem.product
     timings = measure(calls, context)
-    figures: Figures = {"tokens": problem.tokens, **use.target}
     if timings is None:
-        return figures | {"timed": dict.fromkeys(calls)}
+        return {"tokens": problem.tokens, "timed": dict.fromkeys(calls)}  # the target is one of real sizes
+    figures: Figures = {"tokens": problem.tokens, **use.target}
     rows: dict[str, dict[str, Any]] = {}
     for name, timing in timings.items():
         microseconds = timing.device.median

@@ -27,7 +27,7 @@ LINEAR_TESTS = (
     "test_linear_precision.py",
     "test_linear_properties.py",
 )
-NORM_TESTS = ("test_norm_mutants.py", "test_norm.py", "test_norm_properties.py")
+NORM_TESTS = ("test_norm_rounding.py", "test_norm_mutants.py", "test_norm.py", "test_norm_properties.py")
 MOBILEBERT_TESTS = (
     "test_mobilebert_mutants.py",
     "test_mobilebert.py",
