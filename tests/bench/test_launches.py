@@ -15,7 +15,7 @@ from padless.kernels.rope import rope
 
 ROOT = Path(__file__).parents[2]
 ONE_LENGTH = (512,) * 16
-MOST = {"MobileBERT": 4, "ModernBERT": 7, "MegatronBERT": 7, "mT5": 7, "BERT": 7}
+MOST = {"MobileBERT": 3, "ModernBERT": 5, "MegatronBERT": 6, "mT5": 5, "BERT": 7}
 
 
 @cache
