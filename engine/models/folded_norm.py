@@ -62,6 +62,16 @@ class FoldedNorm(BoundOp):
         """`linear(norm(x))`, with the statistics of x where they were handed on with it."""
         return self(x, statistics=memo.handed(x), **options)
 
+    def asks(self, memo: Memo, *writers: nn.Module) -> Memo | None:
+        """The memo in which to hand on the statistics of the rows that it reads next; None where nobody would ask.
+
+        Args:
+            memo: of the pass.
+            writers: the modules that return those rows one after the other. What a hook of theirs writes to rows that
+                were made in inference mode leaves no trace, so their statistics are not handed on.
+        """
+        return memo if self.fused and not any(module._forward_hooks for module in writers) else None
+
     def _both(self) -> tuple[Any, ...]:
         (scale, *shift), product = self._seen
         return (scale, *(shift or (None,)), *product)

@@ -125,10 +125,10 @@ class MegatronBertLayer(Block):
     def forward(self, x: Tensor, batch: PackedBatch, record: Record | None = None) -> Tensor:
         """`[tokens, hidden]` to `[tokens, hidden]`."""
         memo = batch.memo
-        x = self.attention(x, batch, record, memo if self.into_mlp.fused else None)
+        x = self.attention(x, batch, record, self.into_mlp.asks(memo, self.attention.output, self.attention))
         inner = self.into_mlp.product(x, memo) if self.into_mlp.folds(x) else self.intermediate(self.norm(x))
         # The next layer begins as this one does.
-        return self.output(inner, x, memo if self.attention.into_attention.fused else None)
+        return self.output(inner, x, self.attention.into_attention.asks(memo, self.output, self))
 
 
 class MegatronBertEncoder(LayerStack):

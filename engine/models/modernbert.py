@@ -157,13 +157,13 @@ class ModernBertLayer(Block):
         """`[tokens, hidden]` to `[tokens, hidden]`; of the turns, by kind, the layer takes that of its own."""
         x = self._attended(x, batch, turns[self.attention_type], record)
         # The next layer begins as this one does, or would if it were not the first.
-        memo = batch.memo if (self.into_attention or self.into_mlp).fused else None
+        memo = (self.into_attention or self.into_mlp).asks(batch.memo, self.mlp, self)
         if self.into_mlp.folds(x):
             return self.mlp(x, x, self.into_mlp.product(x, batch.memo), memo)
         return self.mlp(self.before_mlp(x), x, None, memo)
 
     def _attended(self, x: Tensor, batch: PackedBatch, turn: Rotation, record: Record | None) -> Tensor:
-        memo = batch.memo if self.into_mlp.fused else None
+        memo = self.into_mlp.asks(batch.memo, self.attn)
         if self.before_attention is None or self.into_attention is None:
             return self.attn(x, x, batch, turn, record, None, memo)
         if self.into_attention.folds(x):

@@ -166,6 +166,11 @@ class _AttentionLayer(Block):
         product = self.SelfAttention.qkv
         self.folded = FoldedNorm(self.layer_norm.norm, product, self, ("layer_norm", "SelfAttention"))
 
+    @property
+    def writers(self) -> tuple[nn.Module, ...]:
+        """The modules that return what it does."""
+        return self.SelfAttention, self
+
     def forward(
         self,
         x: Tensor,
@@ -187,6 +192,11 @@ class _FeedForwardLayer(Block):
         self.DenseReluDense = MT5FeedForward(config)
         self.layer_norm = ScaleNorm(config.d_model, config.layer_norm_eps)
         self.folded = FoldedNorm(self.layer_norm.norm, self.DenseReluDense.up, self, ("layer_norm", "DenseReluDense"))
+
+    @property
+    def writers(self) -> tuple[nn.Module, ...]:
+        """The modules that return what it does."""
+        return self.DenseReluDense, self
 
     def forward(self, x: Tensor, batch: PackedBatch, memo: Memo | None = None) -> Tensor:
         if self.folded.folds(x):
@@ -211,14 +221,9 @@ class MT5Block(Block):
     def forward(self, x: Tensor, batch: PackedBatch, position_bias: Tensor, record: Record | None = None) -> Tensor:
         """`[tokens, d_model]` to `[tokens, d_model]`, of the residual stream; position_bias `[buckets, heads]`."""
         attention, feed_forward = self.layer
-        x = attention(x, batch, position_bias, record, batch.memo if _folds(feed_forward) else None)
-        # The next layer begins as this one does.
-        return feed_forward(x, batch, batch.memo if _folds(attention) else None)
-
-
-def _folds(layer: nn.Module) -> bool:
-    """Whether a product begins the layer, which wants the statistics of what it is called with."""
-    return isinstance(layer, _AttentionLayer | _FeedForwardLayer) and layer.folded.fused
+        x = attention(x, batch, position_bias, record, feed_forward.folded.asks(batch.memo, *attention.writers))
+        # The next block begins as this one does.
+        return feed_forward(x, batch, attention.folded.asks(batch.memo, *feed_forward.writers, self))
 
 
 def _added(residual: Tensor, project: BoundOp, x: Tensor, dropout: float, memo: Memo | None) -> Tensor:

@@ -172,15 +172,22 @@ def test_a_linear_layer_replaced_by_another_is_called(family: str, place: int) -
     assert (assert_as_eager(family, made, replace) - before).abs().max() > 0.05
 
 
-@each_family
-def test_a_stream_that_a_hook_writes_to_has_other_statistics(family: str) -> None:
+WRITERS = [("modernbert", name) for name in ("layers.0", "layers.0.attn", "layers.0.mlp")]
+WRITERS += [("megatron_bert", f"encoder.layer.0{name}") for name in ("", ".attention", ".attention.output", ".output")]
+WRITERS += [("mt5", f"encoder.block.0{name}") for name in ("", ".layer.0", ".layer.1", ".layer.0.SelfAttention",
+                                                           ".layer.1.DenseReluDense")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("family", "name"), WRITERS)
+@pytest.mark.parametrize("inference", [False, True])
+def test_a_stream_that_a_hook_writes_to_has_other_statistics(family: str, name: str, inference: bool) -> None:
     def shift(module: nn.Module, args: Any, out: Tensor) -> None:
         out.mul_(-2).add_(3)
 
-    first = LAYERS[family][0].replace("1", "0")
     made = model(family)
     before = hidden(made)
-    after = assert_as_eager(family, made, lambda other: other.get_submodule(first).register_forward_hook(shift))
+    with torch.inference_mode(inference):
+        after = assert_as_eager(family, made, lambda other: other.get_submodule(name).register_forward_hook(shift))
     assert (after - before).abs().max() > 0.05
 
 
