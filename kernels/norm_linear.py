@@ -3,7 +3,10 @@
 Maths, of a row t as it is stored, with g and b the norm's weight and bias, W and c the product's:
     layer_norm   ((t - mean) rstd g + b) @ W^T + c  =  rstd (t @ W'^T - mean s) + c'
     rms_norm     (t rstd g) @ W^T + c               =  rstd (t @ W'^T) + c
-    W' = W g, rounded to W's dtype;  s, the sums of the rows of W' as it was rounded;  c' = c + W b;  s and c' in fp32
+    W' = W g, for layer_norm less the mean of each row of it, rounded to W's dtype
+    s, the sums of the rows of W' as it was rounded;  c' = c + W b;  both in fp32
+What is taken from a row of weights, one number for all columns, meets the sum of t - mean, which is 0; without it the
+mean of a row would meet weights whose sum is large, and cancel only in the end.
 `prepare` computes W', s and c' once. The product is that of `linear_forward.py`, of the stream itself; mean and rstd of
 each row of a tile are on their way while it is made, and are applied to its fp32 sums before the bias. Behind that
 follows what follows any product there: activation, gate, rotation, the cast.
@@ -14,12 +17,11 @@ runs). Both are of the rows as they were rounded, and of one row alone.
 
 What it rounds: W' once, where the norm on its own rounds each normalised row. As s is of the rounded W', an error of W'
 meets t - mean, and not the mean. What is left of it cancels: `t @ W'^T - mean s` loses the digits by which the mean is
-larger than the deviation. Sums in fp32 have them: the 2x rule of the tests holds up to a mean of 1,000 deviations in
-fp16 and 2,000 in bf16, also where all weights of a row have one sign (interpreted; sums of tensor cores: not measured).
-A row as it is stored hardly has more: its last place is 2,000 and 250 times smaller than the mean. The exception are
-rows of one value throughout, or nearly, whose deviation is 0: what is left of the mean is then multiplied with up to
-1 / sqrt(eps). Rows of zeros are exact. In fp16 a W' below 6e-5 has fewer digits. fp32 has none to spare, and is left to
-a norm of its own.
+larger than the deviation. Sums in fp32 have them: the 2x rule of the tests holds up to a mean of 4,000 deviations
+(interpreted; the sums of tensor cores: not measured), and a row as it is stored hardly has more, for its last place is
+2,000 times smaller than the mean in fp16 and 250 times in bf16. The exception are rows of one value throughout, or
+nearly so, whose deviation is 0: what is left of the mean is then multiplied by up to 1 / sqrt(eps). Rows of zeros are
+exact. In fp16 a W' below 6e-5 has fewer digits. fp32 has none to spare, and is left to a norm of its own.
 
 Tiling: that of `linear.py`. What is fused: scale, shift, centring, and with them the norm's own launch.
 
@@ -86,7 +88,7 @@ def defers(call: Call) -> list[str]:
 def prepare(
     norm_weight: Tensor, norm_bias: Tensor | None, weight: Tensor, bias: Tensor | None, *, call: Call
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Weights as `norm_linear` takes them: the norm's in the product's, in the order of `linear.prepare`.
+    """Weights as `norm_linear` takes them: the norm's in the product's, in the order of `linear.prepare`; see above.
 
     Args:
         norm_weight: `[in_features]`, of any floating dtype.
@@ -96,7 +98,7 @@ def prepare(
         call: names the norm, and the gate or the heads whose rows are put beside each other.
 
     Returns:
-        W' `[out_features, in_features]` in the weight's dtype; fp32 `[out_features]` of the sums of its rows, None for
+        W' `[out_features, in_features]` in the weight's dtype; fp32 `[out_features]`, the sums of its rows, None for
         "rms_norm"; fp32 `[out_features]` of the bias, None where neither the norm nor the product has one.
 
     Raises:
@@ -115,8 +117,10 @@ def prepare(
         # Neither a product of matrices, which may be in TF32, nor a sum in fp32: this is done once.
         moved = (weight.double() * norm_bias.double()).sum(dim=1)
         shift = (moved if shift is None else moved + shift).float()
-    scaled = (weight.float() * norm_weight.float()).to(weight.dtype)
-    scaled, shift = prepare_linear(scaled, shift, call=replace(call, op="linear"))
+    scaled = weight.float() * norm_weight.float()
+    if call.norm == "layer_norm":
+        scaled -= scaled.mean(dim=1, keepdim=True)
+    scaled, shift = prepare_linear(scaled.to(weight.dtype), shift, call=replace(call, op="linear"))
     sums = None if call.norm == "rms_norm" else scaled.sum(dim=1, dtype=torch.float64).float()
     return scaled, sums, shift
 

@@ -71,10 +71,11 @@ def _runs(
 ):  # fmt: skip
     """Of COUNT runs from `first` on: columns [1, COUNT], means and M2 [rows, COUNT]; of those that are not there 0."""
     runs = (first + tl.arange(0, COUNT))[None, :]
-    mask = mask_m[:, None] & (runs < RUNS)
-    pair = statistics_ptr + offs_m[:, None] * (2 * RUNS) + runs * 2
-    means = tl.load(pair, mask=mask, other=0.0)  # [rows, COUNT]
-    squares = tl.load(pair + 1, mask=mask, other=0.0)  # [rows, COUNT]
+    # Both numbers of a run at once: as many addresses again would be registers.
+    places = (2 * first + tl.arange(0, 2 * COUNT))[None, :]
+    mask = mask_m[:, None] & (places < 2 * RUNS)
+    pairs = tl.load(statistics_ptr + offs_m[:, None] * (2 * RUNS) + places, mask=mask, other=0.0)  # [rows, 2 * COUNT]
+    means, squares = pairs.reshape(pairs.shape[0], COUNT, 2).split()
     counts = tl.where(runs < RUNS - 1, RUN, tl.where(runs < RUNS, WIDTH - (RUNS - 1) * RUN, 0)).to(tl.float32)
     return counts, means, squares
 
@@ -99,12 +100,12 @@ def merged_statistics(
     COUNT: tl.constexpr = RUNS_AT_ONCE if RUNS > RUNS_AT_ONCE else triton.next_power_of_2(RUNS)
     mean = tl.zeros([BLOCK_M], tl.float32)
     if CENTRED:
-        for first in tl.static_range(0, RUNS, COUNT):
+        for first in range(0, RUNS, COUNT):
             counts, means, squares = _runs(statistics_ptr, offs_m, mask_m, first, WIDTH, RUNS, RUN, COUNT)
             mean += tl.sum(counts * means, 1)
         mean = tl.div_rn(mean, WIDTH * 1.0)
     square = tl.zeros([BLOCK_M], tl.float32)
-    for first in tl.static_range(0, RUNS, COUNT):
+    for first in range(0, RUNS, COUNT):
         counts, means, squares = _runs(statistics_ptr, offs_m, mask_m, first, WIDTH, RUNS, RUN, COUNT)
         means -= mean[:, None]
         square += tl.sum(tl.fma(counts * means, means, squares), 1)
