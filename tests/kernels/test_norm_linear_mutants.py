@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 import torch
 from linear_cases import quarter_turns
-from norm_linear_cases import HALVES, NORMS, STATISTICS, facts, handed_on, kernel, tiles_of, weights_of
+from norm_linear_cases import HALVES, NORMS, STATISTICS, handed_on, kernel, tiles_of, weights_of
 from operands import alike, normal
-from torch import Tensor
 
 from padless.engine.contract import Call
 from padless.engine.errors import InputError
@@ -288,9 +287,3 @@ def test_parameters_are_served_where_no_gradient_is_recorded() -> None:
     for context in (torch.no_grad(), torch.inference_mode()):
         with context:
             assert torch.equal(kernel(x, weights, norm="layer_norm", eps=1e-5), expected)
-
-
-def test_facts_name_what_the_kernel_needs() -> None:
-    call = facts(X, WEIGHT, norm="rms_norm", gated=True)
-    assert (call.op, call.norm, call.inner, call.hidden) == ("norm_linear", "rms_norm", 80, 12)
-    assert isinstance(X, Tensor)
