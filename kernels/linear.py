@@ -35,6 +35,8 @@ begin anywhere, K or N odd, each number has its own address: wide tiles spill ki
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -217,7 +219,7 @@ def linear(
     wide: bool = False,
     statistics: bool = False,
     config: Config | None = None,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Any:
     """As `engine/ops/linear.py`, in fp32, fp16 or bf16, with the weights that `prepare` gave; the result is contiguous.
 
     Where `gated` or `rope` is set, weight and bias are those of `prepare(weight, bias, call=...)`, not the module's

@@ -105,8 +105,8 @@ def _normalised(
 ):  # fmt: skip
     """The product of the rows less their mean, times their scale: `acc` is that of the rows as they are."""
     if sums_ptr is not None:
-        offs_n = begin + tl.arange(0, BLOCK)
-        sums = tl.load(sums_ptr + offs_n, mask=offs_n < OUT_FEATURES, other=0.0)  # [BLOCK]
+        columns = begin + tl.arange(0, BLOCK)
+        sums = tl.load(sums_ptr + columns, mask=columns < OUT_FEATURES, other=0.0)  # [BLOCK]
         acc = tl.fma(-mean[:, None], sums[None, :], acc)
     return acc * scale[:, None]
 
@@ -151,7 +151,7 @@ def linear_kernel(
         # No more than follows from the lines above; the gate takes it as proof that 32 bits hold its products.
         tl.assume((pid_n >= 0) & (pid_n < TILES_N))
         if statistics_ptr is not None:
-            # Here, so that they are on their way while the product is made.
+            # In front of the product: beside its sums there is room for two numbers a row, but not for all runs.
             rows = pid_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
             mean, scale = merged_statistics(
                 statistics_ptr, rows, rows < tokens, eps, IN_FEATURES, RUNS, RUN, sums_ptr is not None, BLOCK_M

@@ -49,8 +49,7 @@ def store_statistics(
     """
     RUNS: tl.constexpr = (WIDTH + BLOCK - 1) // BLOCK
     inside = (begin + tl.arange(0, BLOCK) < WIDTH)[None, :]
-    # Parts of the last tile that lie beyond the end have no columns, and are not stored.
-    count = tl.maximum(tl.minimum(WIDTH - begin, BLOCK), 1) * 1.0
+    count = tl.minimum(WIDTH - begin, BLOCK) * 1.0  # of a part beyond the end nothing is stored
     if WIDTH % BLOCK != 0:
         values = tl.where(inside, values, 0.0)
     mean = tl.div_rn(tl.sum(values, 1), count)
