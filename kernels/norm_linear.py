@@ -25,14 +25,14 @@ exact. In fp16 a W' below 6e-5 has fewer digits. fp32 has none to spare, and is 
 
 Tiling: that of `linear.py`. What is fused: scale, shift, centring, and with them the norm's own launch.
 
-Bytes and FLOPs a token, K columns in and N out, elements of `e` bytes: `e (K + outputs)` and `8 runs` of statistics;
-`2 N K` and `4 N`. Beside a norm on its own that saves reading and writing the row, 2 e K (3.1 kB at K = 768), and a
-launch; statistics that are not there cost e K and a launch. The rows of half precision that a norm keeps for the
-product, e K a token, are no longer there. 12 runs at K = 768 are 96 B, read once a tile of columns.
+Bytes and FLOPs a token, K columns in and N out, elements of `e` bytes: `e (K + outputs)`, 8 a run of the statistics and
+once more for each tile of columns out of L2 (12 runs at K = 768); `2 N K + 4 N`. A norm of its own would write the row
+and have it read again, 2 e K (3.1 kB at K = 768), in a launch more. Statistics that did not come with the rows cost
+e K, and that launch.
 
 Tried by compiling alone, gated on sm_120: statistics read number by number take two addresses a run, and spilled 8 B
-beside 256 columns and gelu_tanh; pairs spill nothing on any target, and leave some 20 registers free on sm_80. All of 64
-runs at once spilled 128 B, hence 16 at a time. Times on a GPU: not measured.
+beside 256 columns and gelu_tanh; pairs spill nothing on any target, and leave some 20 registers free on sm_80. All
+of 64 runs at once spilled 128 B, hence 16 at a time. Times on a GPU: not measured.
 """
 
 from __future__ import annotations
