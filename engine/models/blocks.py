@@ -334,8 +334,8 @@ class SelfAttention(JoinedLayers):
             values: V's input, if apart.
             qkv: what the product of x gives, if the caller has it.
         """
-        qkv = self.qkv(x) if qkv is None else qkv
-        parts = qkv.view(-1, len(self._together()), self.heads, self.head_dim).unbind(1)
+        product = self.qkv(x) if qkv is None else qkv
+        parts = product.view(-1, len(self._together()), self.heads, self.head_dim).unbind(1)
         q, k, v = parts if self.own_v is None else (*parts, self.own_v(values).view_as(parts[0]))
         return attend(self.attention, q, k, v, batch, record, dropout=self.dropout if self.training else 0.0)
 
@@ -368,9 +368,9 @@ class Projection(ResidualProjection):
         self.LayerNorm = LayerNorm(hidden_size, eps=eps)
         self.norm = norm_op(self.LayerNorm)
 
-    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        """`norm(residual + dense(x))`; x `[tokens, in_features]`, residual `[tokens, hidden]`."""
-        return self.norm(super().forward(x, residual))
+    def forward(self, x: Tensor, residual: Tensor, memo: Memo | None = None) -> Tensor:
+        """`norm(residual + dense(x))`; x `[tokens, in_features]`, residual `[tokens, hidden]`; nobody needs a memo."""
+        return self.norm(super().forward(x, residual, memo))
 
 
 class FeedForward(Block):

@@ -106,8 +106,8 @@ class ModernBertAttention(Block):
 
         `qkv` is what the product of x gives, if the caller has it.
         """
-        qkv = self.qkv(x, rope=turn) if qkv is None else qkv
-        q, k, v = qkv.view(-1, 3, self.heads, self.head_dim).unbind(1)
+        product = self.qkv(x, rope=turn) if qkv is None else qkv
+        q, k, v = product.view(-1, 3, self.heads, self.head_dim).unbind(1)
         dropout = self.dropout if self.training else 0.0
         x = attend(self.attention, q, k, v, batch, record, dropout=dropout)
         if dropout:

@@ -133,13 +133,12 @@ class MT5FeedForward(JoinedLayers):
         `inner` is what the first product of x gives, if the caller has it.
         """
         dropout = self.dropout if self.training else 0.0
-        if inner is None:
-            # Each half fits in fp16, their product need not.
-            wide = x.dtype == torch.float16
-            inner = (self.up(x, wide=True) if wide else self.up(x)).to(self.inner_dtype)
+        # Each half fits in fp16, their product need not.
+        options = {"wide": True} if x.dtype == torch.float16 else {}
+        product = (self.up(x, **options) if inner is None else inner).to(self.inner_dtype)
         if dropout:
-            inner = F.dropout(inner, dropout)
-        return _added(residual, self.down, inner, dropout, memo)
+            product = F.dropout(product, dropout)
+        return _added(residual, self.down, product, dropout, memo)
 
     def _bind_own(self) -> None:
         super()._bind_own()
@@ -156,7 +155,27 @@ class MT5FeedForward(JoinedLayers):
         return (self.wi_0, self.wi_1) if self.gated else (self.wi,)
 
 
-class _AttentionLayer(Block):
+class _Layer(Block):
+    """A norm, and what it stands in front of.
+
+    Attributes:
+        folded: the norm and the first product behind it.
+    """
+
+    folded: FoldedNorm
+
+    def memo_for(self, reader: _Layer, batch: PackedBatch, *around: nn.Module) -> Memo | None:
+        """Where to leave the statistics of what this layer returns, for the layer that is called with it next.
+
+        Args:
+            reader: that layer.
+            batch: has the memo.
+            around: further modules that return the same.
+        """
+        return reader.folded.asks(batch.memo, *self.children(), self, *around)
+
+
+class _AttentionLayer(_Layer):
     """Norm and attention."""
 
     def __init__(self, config: Any, has_relative_attention_bias: bool) -> None:
@@ -165,11 +184,6 @@ class _AttentionLayer(Block):
         self.layer_norm = ScaleNorm(config.d_model, config.layer_norm_eps)
         product = self.SelfAttention.qkv
         self.folded = FoldedNorm(self.layer_norm.norm, product, self, ("layer_norm", "SelfAttention"))
-
-    @property
-    def writers(self) -> tuple[nn.Module, ...]:
-        """The modules that return what it does."""
-        return self.SelfAttention, self
 
     def forward(
         self,
@@ -184,7 +198,7 @@ class _AttentionLayer(Block):
         return self.SelfAttention(self.layer_norm(x), x, batch, position_bias, record, None, memo)
 
 
-class _FeedForwardLayer(Block):
+class _FeedForwardLayer(_Layer):
     """Norm and feed-forward."""
 
     def __init__(self, config: Any) -> None:
@@ -192,11 +206,6 @@ class _FeedForwardLayer(Block):
         self.DenseReluDense = MT5FeedForward(config)
         self.layer_norm = ScaleNorm(config.d_model, config.layer_norm_eps)
         self.folded = FoldedNorm(self.layer_norm.norm, self.DenseReluDense.up, self, ("layer_norm", "DenseReluDense"))
-
-    @property
-    def writers(self) -> tuple[nn.Module, ...]:
-        """The modules that return what it does."""
-        return self.DenseReluDense, self
 
     def forward(self, x: Tensor, batch: PackedBatch, memo: Memo | None = None) -> Tensor:
         if self.folded.folds(x):
@@ -221,9 +230,11 @@ class MT5Block(Block):
     def forward(self, x: Tensor, batch: PackedBatch, position_bias: Tensor, record: Record | None = None) -> Tensor:
         """`[tokens, d_model]` to `[tokens, d_model]`, of the residual stream; position_bias `[buckets, heads]`."""
         attention, feed_forward = self.layer
-        x = attention(x, batch, position_bias, record, feed_forward.folded.asks(batch.memo, *attention.writers))
+        if not (isinstance(attention, _Layer) and isinstance(feed_forward, _Layer)):
+            return feed_forward(attention(x, batch, position_bias, record), batch)
+        x = attention(x, batch, position_bias, record, attention.memo_for(feed_forward, batch))
         # The next block begins as this one does.
-        return feed_forward(x, batch, attention.folded.asks(batch.memo, *feed_forward.writers, self))
+        return feed_forward(x, batch, feed_forward.memo_for(attention, batch, self))
 
 
 def _added(residual: Tensor, project: BoundOp, x: Tensor, dropout: float, memo: Memo | None) -> Tensor:

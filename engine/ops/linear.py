@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,7 +58,7 @@ def linear(
     turned: int = 0,
     wide: bool = False,
     statistics: bool = False,
-) -> Tensor | tuple[Tensor, Tensor | None]:
+) -> Any:
     """`residual + activation(x @ weight^T + bias)`; gated, the activation's half times the other (GLU).
 
     Args:

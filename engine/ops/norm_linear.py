@@ -55,6 +55,4 @@ def norm_linear(
     else:
         raise ValueError(f"norm: expected one of {', '.join(NORMS)}, got {norm!r}")
     assert isinstance(rows, Tensor)
-    out = linear(rows.to(x.dtype), weight, bias, epilogue=epilogue, gated=gated, rope=rope, turned=turned)
-    assert isinstance(out, Tensor)
-    return out
+    return linear(rows.to(x.dtype), weight, bias, epilogue=epilogue, gated=gated, rope=rope, turned=turned)

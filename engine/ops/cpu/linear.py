@@ -8,6 +8,8 @@ there and lost on AMX.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -63,7 +65,7 @@ def linear(
     turned: int = 0,
     wide: bool = False,
     statistics: bool = False,
-) -> Tensor | tuple[Tensor, None]:
+) -> Any:
     """As `engine/ops/linear.py`, with the weight from `prepare`; it has no statistics."""
     parts = weight if isinstance(weight, tuple) else (weight,)
     out = _finished(x, parts, bias, epilogue, gated, residual, rope, turned, wide)
