@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from linear_cases import quarter_turns
+from linear_cases import in_fp64, quarter_turns
 from norm_linear_cases import HALVES, NORMS, STATISTICS, handed_on, kernel, tiles_of, weights_of
 from operands import alike, normal
 
@@ -99,11 +99,9 @@ def test_bias_and_sums_belong_to_their_columns(norm: str, gated: bool) -> None:
     weight = (torch.arange(rows * 8).view(rows, 8) % 7 - 3).to(x.dtype)
     bias = (torch.arange(rows) % 50).to(x.dtype)
     weights = torch.ones(8, dtype=x.dtype), None, weight, bias
+    exact = eager(*map(in_fp64, (x, *weights)), norm=norm, eps=1.0, gated=gated)
     for config in (None, tiles_of(16, 32, parts=2), tiles_of(16, 64, parts=4)):
         got = kernel(x, weights, norm=norm, eps=1.0, gated=gated, config=config)
-        exact = eager(
-            x.double(), *(None if w is None else w.double() for w in weights), norm=norm, eps=1.0, gated=gated
-        )
         assert torch.equal(got[0], exact[0].half())
         assert ((got - exact).abs() <= 0.01 * exact.abs().clamp_min(1)).all()
 
