@@ -106,6 +106,22 @@ def test_bias_and_sums_belong_to_their_columns(norm: str, gated: bool) -> None:
         assert ((got - exact).abs() <= 0.01 * exact.abs().clamp_min(1)).all()
 
 
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("statistics", STATISTICS)
+def test_sums_that_are_not_small_take_the_mean_away(statistics: str, gated: bool) -> None:
+    # Weights as nobody prepares them: rows whose sums are large, each another.
+    signs = torch.tensor([1.0, -1.0] * 16)
+    x = (torch.arange(40.0)[:, None] % 7 + 2 * signs).half()
+    weight = torch.stack([(1 + row % 5) + signs * (row % 3) for row in range(80)]).half()
+    got = norm_linear(
+        x, weight, weight.float().sum(dim=1), None, norm="layer_norm", eps=0.0, gated=gated,
+        statistics=handed_on(x, statistics), config=tiles_of(16, 32, parts=2),
+    )  # fmt: skip
+    product = 32.0 * (torch.arange(80) % 3)
+    expected = product[::2] * product[1::2] if gated else product
+    assert torch.equal(got, expected.half().expand(40, -1))
+
+
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("wide", [False, True])
