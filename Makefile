@@ -5,7 +5,7 @@ QUERY ?= the sun stood still in the sky
 export QUERY
 
 OUT ?= out/gpu-report
-PARTS ?= correctness,attention,candidates
+PARTS ?= correctness,attention,fused,candidates
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -66,7 +66,7 @@ gate-all: $(DEV_STAMP)  ## the gate with triton 3.6.0, the pinned one and 3.9.0:
 
 # A real run takes the machine's own Python, whose torch fits its driver, and installs nothing: the root is linked under
 # the package's name. A dry run takes .venv. MINUTES=n and COMMIT=id are optional.
-gpu-report: $(if $(DRY),$(DEV_STAMP))  ## are the kernels right and fast on this GPU: OUT=dir [PARTS=correctness,attention] [DRY=1]
+gpu-report: $(if $(DRY),$(DEV_STAMP))  ## are the kernels right and fast on this GPU: OUT=dir [PARTS=correctness,fused] [DRY=1]
 	@mkdir -p out/path && ln -sfn "$(CURDIR)" out/path/padless
 	@python="$(BIN)/python"; \
 	if [ -z "$(DRY)" ] && $(PYTHON) -c 'import torch, triton' 2>/dev/null; then python="$(PYTHON)"; fi; \

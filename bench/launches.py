@@ -41,7 +41,7 @@ from ..engine.ops.bind import BoundOp
 
 __all__ = ["FAMILIES", "LENGTHS", "Counts", "Layer", "counted", "layer_of", "page"]
 
-FUSED = frozenset({"linear", "norm", "rms_norm", "no_norm", "mobilebert_in", "mobilebert_out"})
+FUSED = frozenset({"linear", "norm_linear", "norm", "rms_norm", "no_norm", "mobilebert_in", "mobilebert_out"})
 """Ops that eager serves in the count from before."""
 
 LENGTHS = tuple(range(32, 1024, 64))

@@ -31,6 +31,8 @@ class Call:
         epilogue: what is fused behind a GEMM, see `engine/ops/linear.py`; None for other ops.
         gated: half of the GEMM's outputs gates the other.
         inner: width of the rows that enter a GEMM; None for other ops.
+        norm: "layer_norm" or "rms_norm", of the rows that enter the GEMM of `norm_linear`; None for other ops.
+        statistics: what the norm behind a GEMM needs is asked for as well.
         residual: something is added behind the GEMM, as a rule.
         rope: part of the GEMM's outputs is rotated.
         cross: keys and values come from other texts than the queries (`cu_seqlens_k`).
@@ -49,6 +51,8 @@ class Call:
     epilogue: str | None = None
     gated: bool = False
     inner: int | None = None
+    norm: str | None = None
+    statistics: bool = False
     residual: bool = False
     rope: bool = False
     cross: bool = False

@@ -48,6 +48,10 @@ TABLE: dict[str, tuple[Impl, ...]] = {
         Impl("cpu", f"{_OPS}.cpu.linear:linear", Requires("cpu")),
         Impl("eager", f"{_OPS}.linear:linear", differentiable=True),
     ),
+    "norm_linear": (
+        _triton("norm_linear:norm_linear"),
+        Impl("eager", f"{_OPS}.norm_linear:norm_linear", differentiable=True),
+    ),
     "norm": (
         _triton("norm:layer_norm"),
         Impl("eager", f"{_OPS}.norm:layer_norm", differentiable=True, deterministic=True),

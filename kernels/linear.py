@@ -16,10 +16,11 @@ Tiling: the grid is as many programs as the GPU runs at once. Program p takes ti
             | g-1 2g-1  |        are held beside the sums: 256 columns in registers have no room for an erf of all
 Rows never meet, no sum is split, and no tiling depends on how many rows there are: the bits of a row are its own.
 
-What is fused: bias, activation, gate, residual of any dtype (the result is in the wider one), rotation, the cast. The
-product is never written. In half precision of `e` bytes that saves, a token, against an op of its own for each:
-4 e I for a gate of I outputs (9.2 kB at I = 1,152), 2 e N for an activation or a residual of N (3.1 kB at N = 768),
-2 e `turned` for the rotation (6.1 kB at 1,536).
+What is fused: bias, activation, gate, residual of any dtype (the result is in the wider one), rotation, the cast, and
+the statistics of the results, for the norm in front of the next product (`norm_linear.py`): mean and M2 of each part of
+a tile. The product is never written. In half precision of `e` bytes that saves, a token, against an op of its own for
+each: 4 e I for a gate of I outputs (9.2 kB at I = 1,152), 2 e N for an activation or a residual of N (3.1 kB at
+N = 768), 2 e `turned` for the rotation (6.1 kB at 1,536).
 
 Bytes and FLOPs a token: `e (K + outputs)`, `e outputs` more with a residual; `2 N K`. The weight, `e N K`, is read once
 a batch. In bf16 920 FLOPs a byte for ModernBERT's gate (768 to 2 x 1,152), 256 for 768 to 768 with a residual, 100 for
@@ -34,16 +35,14 @@ begin anywhere, K or N odd, each number has its own address: wide tiles spill ki
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..engine.contract import Call
 from ..engine.errors import InputError
-from .launch import Config, launch
+from .launch import Config
 from .limits import (
     dtype_reasons,
     require_dtype,
@@ -52,10 +51,21 @@ from .limits import (
     require_same_device,
     require_shape,
 )
-from .linear_forward import linear_kernel
+from .linear_launch import launch_linear, shipped_config
 from .registration import traceable
 
-__all__ = ["CANDIDATES", "default_config", "defers", "linear", "prepare", "unsupported"]
+__all__ = [
+    "CANDIDATES",
+    "EPILOGUES",
+    "check_inputs",
+    "default_config",
+    "defers",
+    "dense",
+    "linear",
+    "prepare",
+    "reasons_of_product",
+    "unsupported",
+]
 
 # fmt: off
 EPILOGUES = (
@@ -63,9 +73,6 @@ EPILOGUES = (
 )
 # fmt: on
 """The keys of `ACTIVATIONS` in `engine/ops/linear.py`, which kernels do not import."""
-
-INTERPRETED_PROGRAMS = 3
-"""Programs where no GPU says how many it runs at once: more than one, and fewer than tiles, so that all loops run."""
 
 
 def default_config(call: Call, *, aligned: bool = True) -> Config:
@@ -137,7 +144,12 @@ CANDIDATES = (
 
 def unsupported(call: Call) -> list[str]:
     """Why this row cannot serve `call`."""
-    reasons = dtype_reasons(call)
+    return dtype_reasons(call) + reasons_of_product(call)
+
+
+def reasons_of_product(call: Call) -> list[str]:
+    """Why the kernel cannot compute the product of `call` with what follows it, whatever its dtype."""
+    reasons = []
     if call.epilogue is not None and call.epilogue not in EPILOGUES:
         reasons.append(f"needs epilogue {', '.join(EPILOGUES)}, got {call.epilogue}")
     if call.gated and call.hidden is not None and call.hidden % 2:
@@ -149,6 +161,8 @@ def unsupported(call: Call) -> list[str]:
             reasons.append(f"needs an even head_dim with rope, got {call.head_dim}")
         elif call.hidden is not None and call.hidden % call.head_dim:
             reasons.append(f"needs a hidden of whole heads with rope, got {call.hidden} of {call.head_dim}")
+    if call.statistics and (call.gated or call.rope):
+        reasons.append("needs statistics without gate and rope, got both")
     return reasons
 
 
@@ -203,8 +217,9 @@ def linear(
     rope: tuple[Tensor, Tensor, Tensor] | None = None,
     turned: int = 0,
     wide: bool = False,
+    statistics: bool = False,
     config: Config | None = None,
-) -> Tensor:
+) -> Any:
     """As `engine/ops/linear.py`, in fp32, fp16 or bf16, with the weights that `prepare` gave; the result is contiguous.
 
     Where `gated` or `rope` is set, weight and bias are those of `prepare(weight, bias, call=...)`, not the module's
@@ -214,162 +229,101 @@ def linear(
     A row has the same bits whatever the other rows are, and however many.
 
     Args:
+        statistics: also of the results, as they were rounded, what `norm_linear` of `norm_linear.py` takes: fp32
+            `[tokens, runs, 2]`, mean and M2 of each run of 64 columns, or of a part of a tile of `config`; see
+            `row_statistics.py`. Neither with a gate nor with rope.
         config: tiling to use instead of the shipped one, for benchmarks and tuning.
 
     Raises:
         InputError: shapes, dtypes or devices do not fit together, or a gradient is asked for.
     """
-    rope = _checked(x, weight, bias, epilogue, gated, residual, rope, turned, wide)
-    x, weight = (tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in (x, weight))
-    bias, residual = (
-        tensor if tensor is None or tensor.stride(-1) == 1 else tensor.contiguous() for tensor in (bias, residual)
-    )
-    tokens, in_features = x.shape
-    out_features = weight.shape[0]
+    rope = check_inputs(
+        "linear", x, weight, bias, epilogue=epilogue, gated=gated, residual=residual, rope=rope, turned=turned,
+        wide=wide, statistics=statistics,
+    )  # fmt: skip
+    x, weight = dense(x), dense(weight)
+    bias, residual = (None if tensor is None else dense(tensor) for tensor in (bias, residual))
+    tokens, out_features = x.shape[0], weight.shape[0]
     dtype = torch.promote_types(x.dtype, torch.float32) if wide else x.dtype
     dtype = dtype if residual is None else torch.promote_types(dtype, residual.dtype)
     out = torch.empty((tokens, out_features // 2 if gated else out_features), dtype=dtype, device=x.device)
-    if out.numel() == 0:
-        return out
-    if config is None:
-        config = _config(
-            in_features, out_features, x.dtype, epilogue, gated, residual is not None,
-            None if rope is None else 2 * rope[1].shape[1], _compute_capability(x.device),
-            all(tensor is None or _is_aligned(tensor) for tensor in (x, weight, bias, residual)),
+    config = config or shipped_config(
+        default_config, "linear", x, weight, bias, residual, epilogue=epilogue, gated=gated,
+        residual=residual is not None, rope=rope,
+    )  # fmt: skip
+    found = None
+    if statistics:
+        runs = -(-out_features // (config["BLOCK_N"] // config["PARTS"]))
+        found = torch.empty((tokens, runs, 2), dtype=torch.float32, device=x.device)
+    if out.numel() != 0:
+        launch_linear(
+            x, weight, bias, out, config, epilogue=epilogue, gated=gated, residual=residual, rope=rope, turned=turned,
+            found=found,
         )  # fmt: skip
-    rows, cos, sin = (None, None, None) if rope is None else rope
-    arguments: dict[str, Any] = {
-        "x_rows": x,
-        "weight_rows": weight,
-        "bias_ptr": bias,
-        "residual_ptr": residual,
-        "rows_ptr": rows,
-        "cos_ptr": cos,
-        "sin_ptr": sin,
-        "out_ptr": out,
-        "tokens": tokens,
-    }
-    block_m, block_n, block_k = config["BLOCK_M"], config["BLOCK_N"], config["BLOCK_K"]
-    tma = bool(config["TMA"]) and _has_descriptors(x, weight)
-    if tma:
-        arguments["x_rows"] = TensorDescriptor(x, list(x.shape), list(x.stride()), [block_m, block_k])
-        arguments["weight_rows"] = TensorDescriptor(
-            weight, list(weight.shape), list(weight.stride()), [block_n, block_k]
-        )
-    constants = {
-        # Of a single row torch may have any stride; each would be compiled anew.
-        "stride_xt": x.stride(0) if tokens > 1 else in_features,
-        "stride_wn": weight.stride(0),
-        "stride_rt": 0 if residual is None else residual.stride(0),
-        "stride_cos": 0 if cos is None else cos.stride(0),
-        "stride_sin": 0 if sin is None else sin.stride(0),
-        "IN_FEATURES": in_features,
-        "OUT_FEATURES": out_features,
-        "TURNED": turned,
-        "HALF": 0 if cos is None else cos.shape[1],
-        "EPILOGUE": epilogue,
-        "GATED": gated,
-        "TMA": tma,
-        "PRECISION": "ieee",
-    }
-    tiles = -(-tokens // block_m) * -(-out_features // block_n)
-    launch(linear_kernel, (min(tiles, _programs(x.device, config.num_warps)),), arguments, constants, config)
-    return out
+    return out if found is None else (out, found)
 
 
-def _checked(
+def dense(x: Tensor) -> Tensor:
+    """`x` with the numbers of a row beside each other."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def check_inputs(
+    op: str,
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
+    *,
     epilogue: str,
     gated: bool,
-    residual: Tensor | None,
     rope: tuple[Tensor, Tensor, Tensor] | None,
     turned: int,
-    wide: bool,
+    residual: Tensor | None = None,
+    wide: bool = False,
+    statistics: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor] | None:
-    """The rotation, contiguous where it has to be, where all fits together; the values of its rows are trusted."""
-    require_no_gradient("linear", x, weight, bias, residual)
+    """The rotation, contiguous where it has to be, where all fits together; the values of its rows are trusted.
+
+    Args:
+        op: name for the message; the others are the launcher's arguments.
+
+    Raises:
+        InputError: naming the first that does not fit.
+    """
+    require_no_gradient(op, x, weight, bias, residual)
     named = {"x": x, "weight": weight} if bias is None else {"x": x, "weight": weight, "bias": bias}
-    require_dtype("linear", **named)
-    require_shape("linear", "weight", weight, None, None)
+    require_dtype(op, **named)
+    require_shape(op, "weight", weight, None, None)
     out_features, in_features = weight.shape
-    require_shape("linear", "x", x, None, in_features)
-    require_same_device("linear", **named, residual=residual)
+    require_shape(op, "x", x, None, in_features)
+    require_same_device(op, **named, residual=residual)
     if bias is not None:
-        require_shape("linear", "bias", bias, out_features)
+        require_shape(op, "bias", bias, out_features)
     if epilogue not in EPILOGUES:
-        raise InputError(f"linear: epilogue: expected one of {', '.join(EPILOGUES)}, got {epilogue!r}")
+        raise InputError(f"{op}: epilogue: expected one of {', '.join(EPILOGUES)}, got {epilogue!r}")
     if gated and out_features % 2:
-        raise InputError(f"linear: weight: expected an even number of rows, for a gate, got {out_features}")
+        raise InputError(f"{op}: weight: expected an even number of rows, for a gate, got {out_features}")
+    if statistics and (gated or rope is not None):
+        raise InputError(f"{op}: statistics: expected no gate and no rope beside them, got one")
     if residual is not None:
-        require_dtype("linear", residual=residual)
-        require_shape("linear", "residual", residual, x.shape[0], out_features // 2 if gated else out_features)
+        require_dtype(op, residual=residual)
+        require_shape(op, "residual", residual, x.shape[0], out_features // 2 if gated else out_features)
     if rope is None:
         if turned:
-            raise InputError(f"linear: turned: expected 0 without rope, got {turned}")
+            raise InputError(f"{op}: turned: expected 0 without rope, got {turned}")
         return None
     if gated or residual is not None or epilogue != "none" or wide:
-        raise InputError("linear: rope: expected no epilogue, gate, residual or wide beside it, got one")
+        raise InputError(f"{op}: rope: expected no epilogue, gate, residual or wide beside it, got one")
     rows, cos, sin = rope
-    require_same_device("linear", x=x, cos=cos, sin=sin)
-    require_shape("linear", "cos", cos, None, None)
-    require_shape("linear", "sin", sin, *cos.shape)
+    require_same_device(op, x=x, cos=cos, sin=sin)
+    require_shape(op, "cos", cos, None, None)
+    require_shape(op, "sin", sin, *cos.shape)
     if not cos.dtype == sin.dtype == torch.float32:
-        raise InputError(f"linear: rope: expected cos and sin in float32, got {cos.dtype} and {sin.dtype}")
+        raise InputError(f"{op}: rope: expected cos and sin in float32, got {cos.dtype} and {sin.dtype}")
     head_dim = 2 * cos.shape[1]
     if not head_dim or turned % head_dim or not 0 <= turned <= out_features or out_features % head_dim:
         raise InputError(
-            f"linear: turned: expected whole heads of {head_dim} channels, up to {out_features} of them, got {turned}"
+            f"{op}: turned: expected whole heads of {head_dim} channels, up to {out_features} of them, got {turned}"
         )
-    rows = require_indices("linear", "rows", rows, x.device, x.shape[0])
-    cos, sin = (table if table.stride(-1) == 1 else table.contiguous() for table in (cos, sin))
-    return rows, cos, sin
-
-
-def _is_aligned(x: Tensor) -> bool:
-    """Whether rows begin at multiples of 16 bytes, also where there is but one: its batch would have that stride."""
-    return x.data_ptr() % 16 == 0 and (x.ndim == 1 or x.stride(0) * x.element_size() % 16 == 0)
-
-
-def _has_descriptors(x: Tensor, weight: Tensor) -> bool:
-    """Whether tensor descriptors can stand for both: 16-byte steps, 32-bit places, and hardware that has them."""
-    if torch.version.hip is not None or (_compute_capability(x.device) or 90) < 90 or x.dtype == torch.float32:
-        return False
-    if not x.stride(0) or not weight.stride(0) or not x.shape[1]:
-        return False  # rows that lie on one another, or have nothing
-    return max(*x.shape, *weight.shape) < 1 << 30 and _is_aligned(x) and _is_aligned(weight)
-
-
-@functools.cache
-def _config(
-    inner: int,
-    hidden: int,
-    dtype: torch.dtype,
-    epilogue: str,
-    gated: bool,
-    residual: bool,
-    head_dim: int | None,
-    sm: int | None,
-    aligned: bool,
-) -> Config:
-    facts: dict[str, Any] = {"inner": inner, "hidden": hidden, "epilogue": epilogue, "gated": gated}
-    facts |= {"residual": residual, "rope": head_dim is not None, "head_dim": head_dim}
-    return default_config(Call("linear", device="cuda", dtype=dtype, sm=sm, **facts), aligned=aligned)
-
-
-@functools.cache
-def _compute_capability(device: torch.device) -> int | None:
-    """90 for Hopper; None where the kernel is interpreted, or compiled for another maker's GPU."""
-    if device.type != "cuda" or torch.version.hip is not None:
-        return None
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
-
-
-@functools.cache
-def _programs(device: torch.device, num_warps: int) -> int:
-    """As many as the GPU runs at once, each with the registers of its tile: one a multiprocessor, two of few warps."""
-    if device.type != "cuda":
-        return INTERPRETED_PROGRAMS
-    return torch.cuda.get_device_properties(device).multi_processor_count * (1 if num_warps > 4 else 2)
+    rows = require_indices(op, "rows", rows, x.device, x.shape[0])
+    return rows, dense(cos), dense(sin)

@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from .activations import activate
+from .row_statistics import merged_statistics, store_statistics
 
 __all__ = ["linear_kernel"]
 
@@ -75,11 +76,11 @@ def _turn_and_store(
 
 @triton.jit
 def _activate_and_store(
-    acc, residual_ptr, out_ptr, offs_m, mask_m, begin,
+    acc, residual_ptr, out_ptr, found_ptr, offs_m, mask_m, begin,
     stride_rt: tl.constexpr, OUT_FEATURES: tl.constexpr, EPILOGUE: tl.constexpr, GATED: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Activate, gate, add the residual, and write."""
+    """Activate, gate, add the residual, and write; and the statistics of what was written."""
     OF_EACH: tl.constexpr = 1 + GATED  # columns of the product for one of the result
     if GATED:
         value, gate = acc.reshape(BLOCK_M, BLOCK // 2, 2).split()
@@ -92,22 +93,42 @@ def _activate_and_store(
         residual = residual_ptr + offs_m[:, None] * stride_rt + offs_n
         out += tl.load(residual, mask=mask, other=0.0).to(tl.float32)  # [BLOCK_M, outputs]
     out_tile = out_ptr + offs_m[:, None] * (OUT_FEATURES // OF_EACH) + offs_n
-    tl.store(out_tile, out.to(out_ptr.dtype.element_ty), mask=mask)
+    rounded = out.to(out_ptr.dtype.element_ty)
+    tl.store(out_tile, rounded, mask=mask)
+    if found_ptr is not None:
+        store_statistics(rounded.to(tl.float32), found_ptr, offs_m, mask_m, begin, OUT_FEATURES, BLOCK)
+
+
+@triton.jit
+def _normalised(
+    acc, mean, scale, sums_ptr, begin, OUT_FEATURES: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """The product of the rows less their mean, times their scale: `acc` is that of the rows as they are."""
+    if sums_ptr is not None:
+        columns = begin + tl.arange(0, BLOCK)
+        sums = tl.load(sums_ptr + columns, mask=columns < OUT_FEATURES, other=0.0)  # [BLOCK]
+        acc = tl.fma(-mean[:, None], sums[None, :], acc)
+    return acc * scale[:, None]
 
 
 @triton.jit(do_not_specialize=["tokens"])
 def linear_kernel(
-    x_rows, weight_rows, bias_ptr, residual_ptr, rows_ptr, cos_ptr, sin_ptr, out_ptr, tokens,
+    x_rows, weight_rows, bias_ptr, residual_ptr, rows_ptr, cos_ptr, sin_ptr, statistics_ptr, sums_ptr, out_ptr,
+    found_ptr, tokens, eps,
     stride_xt: tl.constexpr, stride_wn: tl.constexpr, stride_rt: tl.constexpr, stride_cos: tl.constexpr,
     stride_sin: tl.constexpr, IN_FEATURES: tl.constexpr, OUT_FEATURES: tl.constexpr, TURNED: tl.constexpr,
     HALF: tl.constexpr, EPILOGUE: tl.constexpr, GATED: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr, PARTS: tl.constexpr,
-    TMA: tl.constexpr, FLATTEN: tl.constexpr, WARP_SPECIALIZE: tl.constexpr,
+    TMA: tl.constexpr, FLATTEN: tl.constexpr, WARP_SPECIALIZE: tl.constexpr, RUNS: tl.constexpr, RUN: tl.constexpr,
 ):  # fmt: skip
     """Tiles `program, program + programs, …` of the product; `out` is contiguous. Parts that are missing are None.
 
     OUT_FEATURES are those of the product. `x_rows` and `weight_rows` point at the first row; under TMA both are
     descriptors, which give zeros beyond the last row and feature as the masks do.
+
+    With `statistics_ptr`, fp32 [tokens, RUNS, 2] of runs of RUN features, the rows of x are normalised: layer norm
+    where there are `sums_ptr`, fp32 [OUT_FEATURES], of the weight's rows, otherwise rms norm. `found_ptr`, fp32
+    [tokens, runs, 2], takes the statistics of the results, a part of a tile a run.
     """
     TILES_N: tl.constexpr = (OUT_FEATURES + BLOCK_N - 1) // BLOCK_N
     GROUP: tl.constexpr = GROUP_M * TILES_N
@@ -129,6 +150,12 @@ def linear_kernel(
         pid_n = tile % GROUP // bands
         # No more than follows from the lines above; the gate takes it as proof that 32 bits hold its products.
         tl.assume((pid_n >= 0) & (pid_n < TILES_N))
+        if statistics_ptr is not None:
+            # In front of the product: beside its sums there is room for two numbers a row, but not for all runs.
+            rows = pid_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+            mean, scale = merged_statistics(
+                statistics_ptr, rows, rows < tokens, eps, IN_FEATURES, RUNS, RUN, sums_ptr is not None, BLOCK_M
+            )  # fmt: skip
         acc = _product(
             x_rows, weight_rows, pid_m, pid_n, tokens, stride_xt, stride_wn, IN_FEATURES, OUT_FEATURES, BLOCK_M,
             BLOCK_N, BLOCK_K, TMA, PRECISION,
@@ -147,6 +174,8 @@ def linear_kernel(
         for part in tl.static_range(PARTS):
             out = parts[part]
             begin = pid_n * BLOCK_N + part * BLOCK
+            if statistics_ptr is not None:
+                out = _normalised(out, mean, scale, sums_ptr, begin, OUT_FEATURES, BLOCK)
             if bias_ptr is not None:
                 offs_n = begin + tl.arange(0, BLOCK)
                 bias = tl.load(bias_ptr + offs_n, mask=offs_n < OUT_FEATURES, other=0.0)  # [BLOCK]
@@ -158,6 +187,6 @@ def linear_kernel(
                 )  # fmt: skip
             else:
                 _activate_and_store(
-                    out, residual_ptr, out_ptr, offs_m, mask_m, begin, stride_rt, OUT_FEATURES, EPILOGUE, GATED,
-                    BLOCK_M, BLOCK,
+                    out, residual_ptr, out_ptr, found_ptr, offs_m, mask_m, begin, stride_rt, OUT_FEATURES, EPILOGUE,
+                    GATED, BLOCK_M, BLOCK,
                 )  # fmt: skip

@@ -103,6 +103,7 @@ def mlm_head(
     count = None if top_k is None else _checked_count(top_k)
     _check(hidden, dense_weight, dense_bias, norm_weight, norm_bias, decoder_weight, decoder_bias, own_weight)
     x = linear(hidden, dense_weight, dense_bias, epilogue=epilogue)
+    assert isinstance(x, Tensor)
     normed = layer_norm(x, norm_weight, norm_bias, eps=eps)
     assert isinstance(normed, Tensor)
     weight, own = _dense(decoder_weight), None if own_weight is None or not len(own_weight) else _dense(own_weight)
@@ -116,6 +117,7 @@ def mlm_head(
         found = normed.new_empty((rows, vocab), dtype=dtype)
     elif own is None:
         found = linear(normed, weight, bias, wide=count is not None)
+        assert isinstance(found, Tensor)
     else:
         found = logits(normed, weight, bias, own, dtype, config)
     if count is None:

@@ -12,7 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["OPERATORS", "Operator"]
+from .launch import Config
+
+__all__ = ["OPERATORS", "RUN", "Operator"]
+
+RUN = 64
+"""Columns of which `linear` finds statistics together, in every tiling that it ships: no shape may depend on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +70,22 @@ def _trigram(input_ids: Tensor, word: Tensor, **_: Any) -> Tensor:
     return _like(word, input_ids.shape[0], 3 * word.shape[1])
 
 
-def _linear(x: Tensor, weight: Tensor, gated: bool, residual: Tensor | None, wide: bool, **_: Any) -> Tensor:
+def _linear(
+    x: Tensor, weight: Tensor, gated: bool, residual: Tensor | None, wide: bool, statistics: bool,
+    config: Config | None, **_: Any,
+) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
     dtype = _wide(x.dtype) if wide else x.dtype
     dtype = dtype if residual is None else torch.promote_types(dtype, residual.dtype)
-    return _like(x, x.shape[0], weight.shape[0] // 2 if gated else weight.shape[0], dtype=dtype)
+    outputs = weight.shape[0] // 2 if gated else weight.shape[0]
+    out = _like(x, x.shape[0], outputs, dtype=dtype)
+    if not statistics:
+        return out
+    run = RUN if config is None else config["BLOCK_N"] // config["PARTS"]
+    return out, _like(x, x.shape[0], -(-outputs // run), 2, dtype=torch.float32)
+
+
+def _norm_linear(x: Tensor, weight: Tensor, gated: bool, **_: Any) -> Tensor:
+    return _like(x, x.shape[0], weight.shape[0] // 2 if gated else weight.shape[0])
 
 
 def _norm(x: Tensor, weight: Tensor, residual: Tensor | None, **_: Any) -> Tensor | tuple[Tensor, Tensor]:
@@ -111,7 +128,8 @@ OPERATORS: dict[str, Operator] = {
     "pool": Operator(_pool, 2, "return_finite"),
     "embed": Operator(_embed),
     "trigram": Operator(_trigram),
-    "linear": Operator(_linear),
+    "linear": Operator(_linear, 2, "statistics"),
+    "norm_linear": Operator(_norm_linear),
     "layer_norm": Operator(_norm, 2, "residual"),
     "rms_norm": Operator(_norm, 2, "residual"),
     "no_norm": Operator(_no_norm),

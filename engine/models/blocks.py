@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..batch import PackedBatch
+from ..memo import Memo
 from ..ops.attention import attention_with_weights
 from ..ops.bind import BoundOp, Source, share_storage
 from ..ops.linear import finish
@@ -30,6 +31,7 @@ __all__ = [
     "attention_op",
     "linear_op",
     "norm_op",
+    "residual_added",
     "rms_norm_op",
 ]
 
@@ -96,7 +98,9 @@ class LinearOp(BoundOp):
         """The outputs of the layers, side by side, and then what the op does with them."""
         outputs = [layer(*inputs) for layer in self._layers()]
         out = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
-        return finish(out, **{**self.options, **options})
+        statistics = options.pop("statistics", False)
+        out = finish(out, **{**self.options, **options})
+        return (out, None) if statistics else out
 
     def takes(self, old: nn.Module, new: nn.Module | None) -> bool:
         """Whatever takes and gives what the layer did."""
@@ -228,6 +232,23 @@ def attend(
     return op(q, k, v, batch.cu_seqlens, batch.max_seqlen, memo=batch.memo, **options).flatten(1)
 
 
+def residual_added(op: BoundOp, x: Tensor, residual: Tensor, memo: Memo | None) -> Tensor:
+    """`residual + op(x)`; where there is a memo, the sum's statistics are handed on in it to the norm that comes next.
+
+    Args:
+        op: a `linear` op.
+        x: `[tokens, in_features]`.
+        residual: `[tokens, out_features]`.
+        memo: of the pass; None where nobody asks for statistics.
+    """
+    if memo is None:
+        return op(x, residual=residual)
+    out, statistics = op(x, residual=residual, statistics=True)
+    if statistics is not None:
+        memo.hand_on(out, statistics)
+    return out
+
+
 class Dense(Linear, Block):
     """A stock linear layer, with an activation behind it, that computes through the `linear` op."""
 
@@ -297,10 +318,24 @@ class SelfAttention(JoinedLayers):
         self.attention = attention_op(self.head_dim)
 
     def forward(
-        self, x: Tensor, batch: PackedBatch, record: Record | None = None, values: Tensor | None = None
+        self,
+        x: Tensor,
+        batch: PackedBatch,
+        record: Record | None = None,
+        values: Tensor | None = None,
+        qkv: Tensor | None = None,
     ) -> Tensor:
-        """`[tokens, hidden]` to `[tokens, hidden]`, before the output projection; `values` is V's input, if apart."""
-        parts = self.qkv(x).view(-1, len(self._together()), self.heads, self.head_dim).unbind(1)
+        """`[tokens, hidden]` to `[tokens, hidden]`, before the output projection.
+
+        Args:
+            x: the rows that attend.
+            batch: where the texts begin and end.
+            record: may ask for the weights.
+            values: V's input, if apart.
+            qkv: what the product of x gives, if the caller has it.
+        """
+        product = self.qkv(x) if qkv is None else qkv
+        parts = product.view(-1, len(self._together()), self.heads, self.head_dim).unbind(1)
         q, k, v = parts if self.own_v is None else (*parts, self.own_v(values).view_as(parts[0]))
         return attend(self.attention, q, k, v, batch, record, dropout=self.dropout if self.training else 0.0)
 
@@ -318,11 +353,11 @@ class ResidualProjection(Block):
         self.dropout = dropout
         self.project = linear_op(self.dense, residual=True)
 
-    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        """`residual + dense(x)`; x `[tokens, in_features]`, residual `[tokens, hidden]`."""
+    def forward(self, x: Tensor, residual: Tensor, memo: Memo | None = None) -> Tensor:
+        """`residual + dense(x)`; x `[tokens, in_features]`, residual `[tokens, hidden]`; memo as `residual_added`."""
         if self.training and self.dropout:
             return residual + F.dropout(self.project(x), self.dropout)
-        return self.project(x, residual=residual)
+        return residual_added(self.project, x, residual, memo)
 
 
 class Projection(ResidualProjection):
@@ -333,9 +368,9 @@ class Projection(ResidualProjection):
         self.LayerNorm = LayerNorm(hidden_size, eps=eps)
         self.norm = norm_op(self.LayerNorm)
 
-    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        """`norm(residual + dense(x))`; x `[tokens, in_features]`, residual `[tokens, hidden]`."""
-        return self.norm(super().forward(x, residual))
+    def forward(self, x: Tensor, residual: Tensor, memo: Memo | None = None) -> Tensor:
+        """`norm(residual + dense(x))`; x `[tokens, in_features]`, residual `[tokens, hidden]`; nobody needs a memo."""
+        return self.norm(super().forward(x, residual, memo))
 
 
 class FeedForward(Block):

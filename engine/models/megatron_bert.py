@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..batch import PackedBatch
 from ..config import ModelConfig
 from ..errors import ConfigError
+from ..memo import Memo
 from ..outputs import BaseModelOutputWithPooling, BaseModelOutputWithPoolingAndCrossAttentions
 from ..weights import NameRules
 from .activations import ACTIVATIONS, check_activation
@@ -20,6 +21,7 @@ from .bare import BareModel
 from .bert import BertEmbeddings
 from .blocks import Block, FeedForward, ResidualProjection, SelfAttention, norm_op
 from .checkpointing import LayerStack
+from .folded_norm import FoldedNorm
 from .heads import Pooler
 from .parameters import LayerNorm
 from .pretrained import PreTrainedModel
@@ -96,10 +98,15 @@ class MegatronBertAttention(Block):
         self.norm = norm_op(self.ln)
         self.self = SelfAttention(hidden, config.num_attention_heads, config.attention_probs_dropout_prob)
         self.output = ResidualProjection(hidden, hidden, config.hidden_dropout_prob)
+        self.into_attention = FoldedNorm(self.norm, self.self.qkv, self, ("ln", "self"))
 
-    def forward(self, x: Tensor, batch: PackedBatch, record: Record | None = None) -> Tensor:
-        """`[tokens, hidden]` to `[tokens, hidden]`."""
-        return self.output(self.self(self.norm(x), batch, record), x)
+    def forward(self, x: Tensor, batch: PackedBatch, record: Record | None = None, memo: Memo | None = None) -> Tensor:
+        """`[tokens, hidden]` to `[tokens, hidden]`; memo as of `residual_added`."""
+        if self.into_attention.folds(x):
+            context = self.self(x, batch, record, qkv=self.into_attention.product(x, batch.memo))
+        else:
+            context = self.self(self.norm(x), batch, record)
+        return self.output(context, x, memo)
 
 
 class MegatronBertLayer(Block):
@@ -113,11 +120,15 @@ class MegatronBertLayer(Block):
         self.norm = norm_op(self.ln)
         self.intermediate = FeedForward(hidden, inner, ACTIVATIONS[config.hidden_act])
         self.output = ResidualProjection(inner, hidden, config.hidden_dropout_prob)
+        self.into_mlp = FoldedNorm(self.norm, self.intermediate.up, self, ("ln", "intermediate"))
 
     def forward(self, x: Tensor, batch: PackedBatch, record: Record | None = None) -> Tensor:
         """`[tokens, hidden]` to `[tokens, hidden]`."""
-        x = self.attention(x, batch, record)
-        return self.output(self.intermediate(self.norm(x)), x)
+        memo = batch.memo
+        x = self.attention(x, batch, record, self.into_mlp.asks(memo, self.attention.output, self.attention))
+        inner = self.into_mlp.product(x, memo) if self.into_mlp.folds(x) else self.intermediate(self.norm(x))
+        # The next layer begins as this one does.
+        return self.output(inner, x, self.attention.into_attention.asks(memo, self.output, self))
 
 
 class MegatronBertEncoder(LayerStack):

@@ -7,26 +7,24 @@ Layers are of two kinds, `full_attention` and `sliding_attention`, each with its
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..batch import PackedBatch
 from ..errors import InputError, OptionError
-from ..ops.bind import BoundOp, Source
-from ..ops.linear import Rotation
+from ..ops.bind import BoundOp
 from ..weights import NameRules
 from .activations import ACTIVATIONS
 from .bare import BareModel, Encoded
-from .blocks import Block, Dense, attend, attention_op, linear_op, norm_op
+from .blocks import Dense, norm_op
 from .checkpointing import LayerStack
 from .heads import TopPredictions, top_op
 from .intact import TakingOver
-from .modernbert_config import SLIDING, ModernBertConfig
-from .parameters import Embedding, LayerNorm, Linear
+from .modernbert_blocks import ModernBertEmbeddings, ModernBertHead, ModernBertLayer
+from .modernbert_config import ModernBertConfig
+from .parameters import LayerNorm
 from .pretrained import PreTrainedModel
 from .record import Record
 from .resizing import Vocabulary
@@ -49,106 +47,6 @@ __all__ = [
     "ModernBertForTokenClassification",
     "ModernBertModel",
 ]
-
-
-class ModernBertEmbeddings(Block):
-    """Word embeddings, normalised; positions come later, as rotations."""
-
-    def __init__(self, config: ModernBertConfig) -> None:
-        super().__init__()
-        self.tok_embeddings = Embedding(config.vocab_size, config.hidden_size)
-        self.norm = LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
-        self.dropout = config.embedding_dropout
-        weight, bias = Source(self.norm, "weight"), Source(self.norm, "bias")
-        facts = {"hidden": config.hidden_size}
-        word = Source(self.tok_embeddings, "weight")
-        self.embed = BoundOp("embed", word, None, None, weight, bias, facts=facts, eps=config.norm_eps)
-        self.normalise = norm_op(self.norm)
-
-    def forward(self, batch: PackedBatch, inputs_embeds: Tensor | None = None) -> Tensor:
-        """`[tokens, hidden]`, the input of the first layer."""
-        if inputs_embeds is None:
-            x = self.embed(batch.input_ids, batch.position_ids, None)
-        else:
-            x = self.normalise(inputs_embeds)
-        return F.dropout(x, self.dropout, self.training)
-
-
-class ModernBertAttention(Block):
-    """Self-attention of turned queries and keys, over the whole text or a window of it."""
-
-    def __init__(self, config: ModernBertConfig, kind: str) -> None:
-        super().__init__()
-        hidden, bias = config.hidden_size, config.attention_bias
-        self.heads = config.num_attention_heads
-        self.head_dim = hidden // self.heads
-        self.dropout = config.attention_dropout
-        self.Wqkv = Linear(hidden, 3 * hidden, bias=bias)
-        self.Wo = Linear(hidden, hidden, bias=bias)
-        side = config.sliding_window if kind == SLIDING else -1
-        self.qkv = linear_op(self.Wqkv, turned=2 * hidden, head_dim=self.head_dim)
-        self.attention = attention_op(self.head_dim, window=(side, side))
-        self.project = linear_op(self.Wo, residual=True)
-
-    def forward(self, x: Tensor, residual: Tensor, batch: PackedBatch, turn: Rotation, record: Record | None) -> Tensor:
-        """`residual + attention(x)`, `[tokens, hidden]`."""
-        q, k, v = self.qkv(x, rope=turn).view(-1, 3, self.heads, self.head_dim).unbind(1)
-        dropout = self.dropout if self.training else 0.0
-        x = attend(self.attention, q, k, v, batch, record, dropout=dropout)
-        return residual + F.dropout(self.project(x), dropout) if dropout else self.project(x, residual=residual)
-
-
-class ModernBertMLP(Block):
-    """The gated feed-forward: the activated half of `Wi`'s outputs times the other half."""
-
-    def __init__(self, config: ModernBertConfig) -> None:
-        super().__init__()
-        hidden, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.dropout = config.mlp_dropout
-        self.Wi = Linear(hidden, 2 * inner, bias=bias)
-        self.Wo = Linear(inner, hidden, bias=bias)
-        self.up = linear_op(self.Wi, epilogue=ACTIVATIONS[config.hidden_activation], gated=True)
-        self.down = linear_op(self.Wo, residual=True)
-
-    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        """`residual + mlp(x)`, `[tokens, hidden]`."""
-        return self.down(F.dropout(self.up(x), self.dropout, self.training), residual=residual)
-
-
-class ModernBertLayer(Block):
-    """Attention, then feed-forward, each on the normalised stream; the first layer's input is normalised already."""
-
-    def __init__(self, config: ModernBertConfig, kind: str, first: bool) -> None:
-        super().__init__()
-        self.attention_type = kind
-        if not first:
-            self.attn_norm = LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
-        self.attn = ModernBertAttention(config, kind)
-        self.mlp_norm = LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
-        self.mlp = ModernBertMLP(config)
-        self.before_attention = None if first else norm_op(self.attn_norm)
-        self.before_mlp = norm_op(self.mlp_norm)
-
-    def forward(self, x: Tensor, batch: PackedBatch, turns: Mapping[str, Rotation], record: Record | None) -> Tensor:
-        """`[tokens, hidden]` to `[tokens, hidden]`; of the turns, by kind, the layer takes that of its own."""
-        turn = turns[self.attention_type]
-        x = self.attn(x if self.before_attention is None else self.before_attention(x), x, batch, turn, record)
-        return self.mlp(self.before_mlp(x), x)
-
-
-class ModernBertHead(Block):
-    """What stands in front of every task's last layer: linear, activation, norm."""
-
-    def __init__(self, config: ModernBertConfig) -> None:
-        super().__init__()
-        self.dense = Linear(config.hidden_size, config.hidden_size, config.classifier_bias)
-        self.norm = LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
-        self.project = linear_op(self.dense, epilogue=ACTIVATIONS[config.classifier_activation])
-        self.normalise = norm_op(self.norm)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[rows, hidden]` to `[rows, hidden]`."""
-        return self.normalise(self.project(x))
 
 
 class ModernBertPreTrainedModel(PreTrainedModel):

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..batch import PackedBatch
+from ..memo import Memo
 from ..ops.bind import BoundOp
 from .activations import ACTIVATIONS
-from .blocks import Block, JoinedLayers, attend, attention_op, linear_op, rms_norm_op
+from .blocks import Block, JoinedLayers, attend, attention_op, linear_op, residual_added, rms_norm_op
+from .folded_norm import FoldedNorm
 from .parameters import Embedding, Linear
 from .record import Record
 
@@ -75,13 +77,23 @@ class MT5Attention(JoinedLayers):
         self.project = linear_op(self.o, residual=True)
 
     def forward(
-        self, x: Tensor, residual: Tensor, batch: PackedBatch, position_bias: Tensor, record: Record | None = None
+        self,
+        x: Tensor,
+        residual: Tensor,
+        batch: PackedBatch,
+        position_bias: Tensor,
+        record: Record | None = None,
+        qkv: Tensor | None = None,
+        memo: Memo | None = None,
     ) -> Tensor:
-        """x `[tokens, d_model]`, normalised, to `[tokens, d_model]`; position_bias `[buckets, heads]`."""
+        """x `[tokens, d_model]`, normalised, to `[tokens, d_model]`; position_bias `[buckets, heads]`.
+
+        `qkv` is what the product of x gives, if the caller has it; memo as of `residual_added`.
+        """
         dropout = self.dropout if self.training else 0.0
-        q, k, v = self.qkv(x).view(-1, 3, self.heads, self.head_dim).unbind(1)
+        q, k, v = (self.qkv(x) if qkv is None else qkv).view(-1, 3, self.heads, self.head_dim).unbind(1)
         context = attend(self.attention, q, k, v, batch, record, dropout=dropout, position_bias=position_bias)
-        return _added(residual, self.project, context, dropout)
+        return _added(residual, self.project, context, dropout, memo)
 
     def fill(self, factor: float) -> None:
         """Values to begin training with: the scores are not scaled, so the queries' weights are."""
@@ -115,15 +127,18 @@ class MT5FeedForward(JoinedLayers):
         self.down = linear_op(self.wo, residual=True)
         self.inner_dtype = self.wo.weight.dtype
 
-    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        """x `[tokens, d_model]`, normalised, to `[tokens, d_model]`."""
+    def forward(self, x: Tensor, residual: Tensor, inner: Tensor | None = None, memo: Memo | None = None) -> Tensor:
+        """x `[tokens, d_model]`, normalised, to `[tokens, d_model]`; memo as of `residual_added`.
+
+        `inner` is what the first product of x gives, if the caller has it.
+        """
         dropout = self.dropout if self.training else 0.0
         # Each half fits in fp16, their product need not.
-        wide = x.dtype == torch.float16
-        inner = (self.up(x, wide=True) if wide else self.up(x)).to(self.inner_dtype)
+        options = {"wide": True} if x.dtype == torch.float16 else {}
+        product = (self.up(x, **options) if inner is None else inner).to(self.inner_dtype)
         if dropout:
-            inner = F.dropout(inner, dropout)
-        return _added(residual, self.down, inner, dropout)
+            product = F.dropout(product, dropout)
+        return _added(residual, self.down, product, dropout, memo)
 
     def _bind_own(self) -> None:
         super()._bind_own()
@@ -140,31 +155,65 @@ class MT5FeedForward(JoinedLayers):
         return (self.wi_0, self.wi_1) if self.gated else (self.wi,)
 
 
-class _AttentionLayer(nn.Module):
+class _Layer(Block):
+    """A norm, and what it stands in front of.
+
+    Attributes:
+        folded: the norm and the first product behind it.
+    """
+
+    folded: FoldedNorm
+
+    def memo_for(self, reader: _Layer, batch: PackedBatch, *around: nn.Module) -> Memo | None:
+        """Where to leave the statistics of what this layer returns, for the layer that is called with it next.
+
+        Args:
+            reader: that layer.
+            batch: has the memo.
+            around: further modules that return the same.
+        """
+        return reader.folded.asks(batch.memo, *self.children(), self, *around)
+
+
+class _AttentionLayer(_Layer):
     """Norm and attention."""
 
     def __init__(self, config: Any, has_relative_attention_bias: bool) -> None:
         super().__init__()
         self.SelfAttention = MT5Attention(config, has_relative_attention_bias)
         self.layer_norm = ScaleNorm(config.d_model, config.layer_norm_eps)
+        product = self.SelfAttention.qkv
+        self.folded = FoldedNorm(self.layer_norm.norm, product, self, ("layer_norm", "SelfAttention"))
 
-    def forward(self, x: Tensor, batch: PackedBatch, position_bias: Tensor, record: Record | None = None) -> Tensor:
-        return self.SelfAttention(self.layer_norm(x), x, batch, position_bias, record)
+    def forward(
+        self,
+        x: Tensor,
+        batch: PackedBatch,
+        position_bias: Tensor,
+        record: Record | None = None,
+        memo: Memo | None = None,
+    ) -> Tensor:
+        if self.folded.folds(x):
+            return self.SelfAttention(x, x, batch, position_bias, record, self.folded.product(x, batch.memo), memo)
+        return self.SelfAttention(self.layer_norm(x), x, batch, position_bias, record, None, memo)
 
 
-class _FeedForwardLayer(nn.Module):
+class _FeedForwardLayer(_Layer):
     """Norm and feed-forward."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.DenseReluDense = MT5FeedForward(config)
         self.layer_norm = ScaleNorm(config.d_model, config.layer_norm_eps)
+        self.folded = FoldedNorm(self.layer_norm.norm, self.DenseReluDense.up, self, ("layer_norm", "DenseReluDense"))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.DenseReluDense(self.layer_norm(x), x)
+    def forward(self, x: Tensor, batch: PackedBatch, memo: Memo | None = None) -> Tensor:
+        if self.folded.folds(x):
+            return self.DenseReluDense(x, x, self.folded.product(x, batch.memo), memo)
+        return self.DenseReluDense(self.layer_norm(x), x, None, memo)
 
 
-class MT5Block(nn.Module):
+class MT5Block(Block):
     """Attention, then feed-forward; the nesting is the checkpoint's."""
 
     def __init__(self, config: Any, has_relative_attention_bias: bool) -> None:
@@ -180,9 +229,16 @@ class MT5Block(nn.Module):
 
     def forward(self, x: Tensor, batch: PackedBatch, position_bias: Tensor, record: Record | None = None) -> Tensor:
         """`[tokens, d_model]` to `[tokens, d_model]`, of the residual stream; position_bias `[buckets, heads]`."""
-        return self.layer[1](self.layer[0](x, batch, position_bias, record))
+        attention, feed_forward = self.layer
+        if not (isinstance(attention, _Layer) and isinstance(feed_forward, _Layer)):
+            return feed_forward(attention(x, batch, position_bias, record), batch)
+        x = attention(x, batch, position_bias, record, attention.memo_for(feed_forward, batch))
+        # The next block begins as this one does.
+        return feed_forward(x, batch, feed_forward.memo_for(attention, batch, self))
 
 
-def _added(residual: Tensor, project: BoundOp, x: Tensor, dropout: float) -> Tensor:
-    """`residual + project(x)`, in the residual's dtype."""
-    return residual + F.dropout(project(x), dropout) if dropout else project(x, residual=residual)
+def _added(residual: Tensor, project: BoundOp, x: Tensor, dropout: float, memo: Memo | None) -> Tensor:
+    """`residual + project(x)`, in the residual's dtype; memo as of `residual_added`."""
+    if dropout:
+        return residual + F.dropout(project(x), dropout)
+    return residual_added(project, x, residual, memo)

@@ -71,13 +71,11 @@ class BoundOp:
         self.resolution: Resolution | None = None
         self.options = options
         self._facts = facts or {}
-        self._weights = weights
-        self._sources = tuple(itertools.chain.from_iterable(map(_sources, weights)))
+        self._take_weights(*weights)
         self._forward: Callable[..., Any] = _unbound
         self._gradient: Callable[..., Any] = _unbound
         self._failed: dict[str, str] = {}
         self._may_fall = False
-        self._prepared: tuple[Any, ...] | None = None
         self._stamps: tuple[_Stamp | None, ...] = ()
         self._children: dict[str, nn.Module | None] = {}
         self._held: tuple[tuple[str, nn.Module], ...] = ()
@@ -205,15 +203,24 @@ class BoundOp:
         def moved(source: Source) -> Source:
             return Source(new, source.name) if source.module is old else source
 
-        self._weights = tuple(
-            tuple(map(moved, weight)) if isinstance(weight, tuple) else moved(weight) if weight is not None else None
-            for weight in self._weights
+        self._take_weights(
+            *(
+                tuple(map(moved, weight))
+                if isinstance(weight, tuple)
+                else moved(weight)
+                if weight is not None
+                else None
+                for weight in self._weights
+            )
         )
-        self._sources = tuple(itertools.chain.from_iterable(map(_sources, self._weights)))
         self._held = tuple((held, new if held == name else module) for held, module in self._held)
-        self._prepared = None
         if "eps" in self.options and hasattr(new, "eps"):
             self.options = {**self.options, "eps": new.eps}
+
+    def _take_weights(self, *weights: Weight) -> None:
+        self._weights = weights
+        self._sources = tuple(itertools.chain.from_iterable(map(_sources, weights)))
+        self._prepared: tuple[Any, ...] | None = None
 
     def _needs_gradient(self, inputs: Iterable[Any]) -> bool:
         tensors = itertools.chain((source.tensor for source in self._sources), inputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,7 +57,8 @@ def linear(
     rope: Rotation | None = None,
     turned: int = 0,
     wide: bool = False,
-) -> Tensor:
+    statistics: bool = False,
+) -> Any:
     """`residual + activation(x @ weight^T + bias)`; gated, the activation's half times the other (GLU).
 
     Args:
@@ -72,12 +74,16 @@ def linear(
         turned: a multiple of the channels of a head; 0 without `rope`.
         wide: half precision is not rounded behind the product, and the result is fp32: of a gated layer whose halves
             fit in fp16, the product need not.
+        statistics: also return what `norm_linear` of the same row of the table can use of these results, or None where
+            the row has no such thing, as this one.
 
     Returns:
-        `[tokens, out_features]` in x's dtype, or the residual's where that is wider; fp32 at least where `wide`.
+        `[tokens, out_features]` in x's dtype, or the residual's where that is wider; fp32 at least where `wide`. With
+        `statistics` that and the row's own.
     """
     out = F.linear(x, weight, bias)
-    return finish(out, epilogue=epilogue, gated=gated, residual=residual, rope=rope, turned=turned, wide=wide)
+    out = finish(out, epilogue=epilogue, gated=gated, residual=residual, rope=rope, turned=turned, wide=wide)
+    return (out, None) if statistics else out
 
 
 def finish(

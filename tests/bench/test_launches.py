@@ -15,7 +15,7 @@ from padless.kernels.rope import rope
 
 ROOT = Path(__file__).parents[2]
 ONE_LENGTH = (512,) * 16
-MOST = {"MobileBERT": 4, "ModernBERT": 7, "MegatronBERT": 7, "mT5": 7, "BERT": 7}
+MOST = {"MobileBERT": 3, "ModernBERT": 5, "MegatronBERT": 6, "mT5": 5, "BERT": 7}
 
 
 @cache
@@ -34,28 +34,31 @@ def test_a_layer_launches_and_moves_less_than_before(family: str) -> None:
     before, now = layer(family, False), layer(family, True)
     assert now.total < before.total
     assert now.activations < 0.8 * before.activations
-    assert now.weights == before.weights
+    # A folded norm's weight is in the product's; beside it are fp32 sums and biases.
+    assert 0.99 * before.weights < now.weights < 1.01 * before.weights
 
 
 def test_the_launches_of_modernbert_by_name() -> None:
-    assert layer("ModernBERT", True).launches == Counter({"linear_kernel": 4, "norm_kernel": 2, "attention_kernel": 1})
+    assert layer("ModernBERT", True).launches == Counter({"linear_kernel": 4, "attention_kernel": 1})
     assert layer("MegatronBERT", True, ONE_LENGTH).launches == Counter(
-        {"linear_kernel": 3, "addmm": 1, "norm_kernel": 2, "attention_kernel": 1}
+        {"linear_kernel": 3, "addmm": 1, "norm_kernel": 1, "attention_kernel": 1}
     )
 
 
 def test_the_bytes_of_megatronbert_are_those_of_its_shapes() -> None:
     """In channels of 2 bytes: every launch reads its input and writes its output, and two also read the residual."""
     tokens, hidden, inner = sum(ONE_LENGTH), 1024, 4096
-    norms = 2 * (hidden + hidden)
+    norm = hidden + hidden
+    # Mean and M2 in fp32 of each 64 columns, from the attention's projection to the product that reads them.
+    statistics = 2 * 2 * 4 * hidden // 64
     attention = (hidden + 3 * hidden) + 4 * hidden + (hidden + hidden + hidden)
     feed_forward = (hidden + inner) + (inner + hidden + hidden)
     edges = 4 * (len(ONE_LENGTH) + 1)
     counts = layer("MegatronBERT", True, ONE_LENGTH)
-    assert counts.activations == 2 * tokens * (norms + attention + feed_forward) + edges
+    assert counts.activations == 2 * tokens * (norm + attention + feed_forward) + tokens * statistics + edges
     products = 3 * hidden * hidden + hidden * hidden + 2 * hidden * inner
-    vectors = 3 * hidden + hidden + inner + hidden + 2 * 2 * hidden
-    assert counts.weights == 2 * (products + vectors)
+    vectors = 3 * hidden + hidden + hidden + 2 * hidden
+    assert counts.weights == 2 * (products + vectors) + 4 * 2 * inner
 
 
 def test_an_operator_counts_its_operands_and_results_and_views_count_nothing() -> None:

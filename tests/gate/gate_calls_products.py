@@ -9,17 +9,23 @@ from gate_calls import DTYPES, TOKENS, rows
 from torch import Tensor
 
 from padless.engine.contract import Call
-from padless.kernels import linear, mlm_head, mobilebert, norm
+from padless.kernels import linear, mlm_head, mobilebert, norm, norm_linear, row_statistics
 from padless.kernels.launch import Config
 
 __all__ = [
     "LINEAR_USES",
     "MORE_LINEAR_USES",
+    "MORE_NORM_LINEAR_USES",
+    "NORM_LINEAR_USES",
+    "STATISTICS_USES",
     "call_linear",
+    "call_linear_statistics",
     "call_mlm_head",
     "call_mobilebert_in",
     "call_mobilebert_out",
     "call_norm",
+    "call_norm_linear",
+    "call_row_statistics",
 ]
 
 LINEAR_USES: dict[str, tuple[int, int, dict[str, Any]]] = {
@@ -48,10 +54,45 @@ MORE_LINEAR_USES: dict[str, tuple[int, int, dict[str, Any]]] = {
 }
 """Of the complete set alone."""
 
+STATISTICS_USES: dict[str, tuple[int, int, dict[str, Any]]] = {
+    "modernbert down": (768, 1152, {"residual": True, "statistics": True}),
+    "megatron down": (1024, 4096, {"residual": True, "bias": True, "statistics": True}),
+    "mt5 down": (512, 1024, {"residual": True, "stream": "fp32", "statistics": True}),
+    "gelu": (1000, 776, {"epilogue": "gelu", "bias": True, "statistics": True}),
+}
+"""Products that leave the statistics of their results."""
+
+NORM_LINEAR_USES: dict[str, tuple[int, int, dict[str, Any]]] = {
+    "modernbert up": (2304, 768, {"epilogue": "gelu", "gated": True}),
+    "modernbert qkv": (2304, 768, {"head_dim": 64}),
+    "megatron up": (4096, 1024, {"epilogue": "gelu", "bias": True}),
+    "mt5 up": (2048, 512, {"epilogue": "gelu_tanh", "gated": True, "norm": "rms_norm"}),
+    "mt5 qkv": (1152, 512, {"norm": "rms_norm"}),
+}
+
+MORE_NORM_LINEAR_USES: dict[str, tuple[int, int, dict[str, Any]]] = {
+    "modernbert-large up": (5248, 1024, {"epilogue": "gelu", "gated": True}),
+    "modernbert-large qkv": (3072, 1024, {"head_dim": 64}),
+    "megatron qkv": (3072, 1024, {"bias": True}),
+    "mt5-xxl up": (20_480, 4096, {"epilogue": "gelu_tanh", "gated": True, "norm": "rms_norm"}),
+    "odd": (1000, 776, {"epilogue": "relu", "bias": True}),
+}
+"""Of the complete set alone."""
+
 
 def call_linear(*, dtype: str, use: str, aligned: bool, config: Config | None) -> None:
     """use: a key of `LINEAR_USES` or `MORE_LINEAR_USES`."""
-    out_features, in_features, asked = (LINEAR_USES | MORE_LINEAR_USES)[use]
+    _call_linear(*(LINEAR_USES | MORE_LINEAR_USES)[use], dtype=dtype, aligned=aligned, config=config)
+
+
+def call_linear_statistics(*, dtype: str, use: str, aligned: bool, config: Config | None) -> None:
+    """use: a key of `STATISTICS_USES`."""
+    _call_linear(*STATISTICS_USES[use], dtype=dtype, aligned=aligned, config=config)
+
+
+def _call_linear(
+    out_features: int, in_features: int, asked: dict[str, Any], *, dtype: str, aligned: bool, config: Config | None
+) -> None:
     gated, head_dim, kind = asked.get("gated", False), asked.get("head_dim"), DTYPES[dtype]
     width = out_features // 2 if gated else out_features
     x = rows(TOKENS, in_features, dtype=kind, aligned=aligned)
@@ -62,6 +103,7 @@ def call_linear(*, dtype: str, use: str, aligned: bool, config: Config | None) -
         call = Call("linear", "cuda", kind, hidden=out_features, gated=gated, rope=bool(head_dim), head_dim=head_dim)
         weight, bias = linear.prepare(weight, bias, call=call)
     options: dict[str, Any] = {"epilogue": asked.get("epilogue", "none"), "gated": gated, "wide": "wide" in asked}
+    options["statistics"] = "statistics" in asked
     if asked.get("residual"):
         stream = DTYPES[asked.get("stream", dtype)]
         options["residual"] = rows(TOKENS, width, dtype=stream, aligned=aligned)
@@ -69,6 +111,29 @@ def call_linear(*, dtype: str, use: str, aligned: bool, config: Config | None) -
         cos, sin = rows(2, 8192, head_dim // 2, dtype=torch.float32, aligned=aligned).unbind(0)
         options |= {"rope": (torch.empty(TOKENS, dtype=torch.int64), cos, sin), "turned": out_features // 3 * 2}
     linear.linear(x, weight, bias, **options, config=config)
+
+
+def call_norm_linear(*, dtype: str, use: str, statistics: str, aligned: bool, config: Config | None) -> None:
+    """use: a key of `NORM_LINEAR_USES` or `MORE_NORM_LINEAR_USES`; statistics: "handed on" in runs of 64, or "own"."""
+    out_features, in_features, asked = (NORM_LINEAR_USES | MORE_NORM_LINEAR_USES)[use]
+    gated, head_dim, kind = asked.get("gated", False), asked.get("head_dim"), DTYPES[dtype]
+    weight = rows(out_features, in_features, dtype=kind, aligned=aligned)
+    added = torch.empty(out_features) if asked.get("bias") else None
+    norm_kind = asked.get("norm", "layer_norm")
+    options: dict[str, Any] = {"epilogue": asked.get("epilogue", "none"), "gated": gated, "norm": norm_kind}
+    if head_dim:
+        cos, sin = rows(2, 8192, head_dim // 2, dtype=torch.float32, aligned=aligned).unbind(0)
+        options |= {"rope": (torch.empty(TOKENS, dtype=torch.int64), cos, sin), "turned": out_features // 3 * 2}
+    if statistics == "handed on":
+        options["statistics"] = torch.empty(TOKENS, -(-in_features // 64), 2)
+    sums = torch.empty(out_features) if norm_kind == "layer_norm" else None
+    x = rows(TOKENS, in_features, dtype=kind, aligned=aligned)
+    norm_linear.norm_linear(x, weight, sums, added, eps=1e-5, **options, config=config)
+
+
+def call_row_statistics(*, dtype: str, hidden: int, aligned: bool, config: Config | None) -> None:
+    """Of rows that nobody left statistics of; its configuration is its own business."""
+    row_statistics.row_statistics(rows(TOKENS, hidden, dtype=DTYPES[dtype], aligned=aligned))
 
 
 def call_norm(*, dtype: str, hidden: int, kind: str, aligned: bool, config: Config | None) -> None:

@@ -27,9 +27,11 @@ from padless.kernels import (
     decode,
     embed,
     linear,
+    linear_launch,
     mlm_head,
     mobilebert,
     norm,
+    norm_linear,
     pool,
     rope,
     trigram,
@@ -191,6 +193,25 @@ SPACES: dict[str, Space] = {
         candidates=linear.CANDIDATES,
         more={"use": tuple(products.MORE_LINEAR_USES)},
     ),
+    "statistics": Space(
+        products.call_linear_statistics,
+        ("linear_kernel",),
+        {"dtype": ("bf16", "fp16", "fp32"), "use": tuple(products.STATISTICS_USES)},
+        candidates=linear.CANDIDATES,
+    ),
+    "norm linear": Space(
+        products.call_norm_linear,
+        ("linear_kernel",),
+        {"dtype": ("bf16", "fp16"), "use": tuple(products.NORM_LINEAR_USES)},
+        {"statistics": ("handed on", "own")},
+        norm_linear.CANDIDATES,
+        more={"use": tuple(products.MORE_NORM_LINEAR_USES)},
+    ),
+    "row statistics": Space(
+        products.call_row_statistics,
+        ("row_statistics_kernel",),
+        {"dtype": ("bf16", "fp16"), "hidden": (768, 512, 1000, 8192)},
+    ),
     "norm": Space(
         products.call_norm,
         ("norm_kernel",),
@@ -278,7 +299,7 @@ def _as_on(target: Target) -> Iterator[None]:
     with (
         patch.object(torch.version, "hip", hip),
         patch.object(attention, "_compute_capability", lambda device: target.sm),
-        patch.object(linear, "_compute_capability", lambda device: target.sm),
+        patch.object(linear_launch, "_compute_capability", lambda device: target.sm),
         patch.object(mobilebert, "_compute_capability", lambda device: target.sm),
     ):
         yield

@@ -62,6 +62,14 @@ def test_every_row_has_the_parameters_of_the_eager_row(op: str, impl: Impl) -> N
     row = inspect.signature(function(impl)).parameters
     # A kernel's own tiling, for benchmarks; no part of the op.
     row = {name: parameter for name, parameter in row.items() if (impl.name, name) != ("triton", "config")}
+    if (prepare := getattr(import_module(impl.target.partition(":")[0]), "prepare", None)) is not None:
+        # Weights come as the row prepared them, as many as it likes, behind the same inputs.
+        weights = [name for name in inspect.signature(prepare).parameters if name != "call"]
+        inputs = len([name for name in eager if eager[name].kind != eager[name].KEYWORD_ONLY]) - len(weights)
+        assert list(row)[:inputs] == list(eager)[:inputs]
+        eager = {name: parameter for name, parameter in eager.items() if name not in weights}
+        row = {name: p for place, (name, p) in enumerate(row.items())
+               if place < inputs or p.kind == p.KEYWORD_ONLY}  # fmt: skip
     assert list(row) == [name for name in eager if name in row]
     for name, parameter in row.items():
         assert parameter.kind == eager[name].kind, name

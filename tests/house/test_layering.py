@@ -18,7 +18,8 @@ FOLDERS = ("engine", "kernels", "autotune", "bench")
 # holds fails the test: decide where it belongs, then say so here and there.
 LAYERS: dict[str, tuple[str, ...]] = {
     "errors": ("engine.errors",),
-    "contract": ("engine.contract", "engine.memo", "engine.relative_position"),
+    "contract": ("engine.contract", "engine.relative_position"),
+    "memo": ("engine.memo",),
     "hub": ("engine.hub",),
     "data": ("engine.batch", "engine.config", "engine.outputs"),
     "device": ("autotune.device",),
@@ -65,20 +66,21 @@ LAYERS: dict[str, tuple[str, ...]] = {
 ARROWS: dict[str, tuple[str, ...]] = {
     "errors": (),
     "contract": (),
+    "memo": (),
     "hub": (),
-    "data": ("contract", "hub"),
+    "data": ("memo", "hub"),
     "device": (),
     "precision": ("device",),
     "configs": ("contract", "device"),
-    "kernels": ("contract", "configs"),
+    "kernels": ("contract", "memo", "configs"),
     "dispatch": ("contract",),
     "bind": ("contract", "dispatch"),
-    "cpu": ("contract", "ops"),
-    "rows": ("contract",),
-    "ops": ("contract",),
+    "cpu": ("contract", "memo", "ops"),
+    "rows": ("contract", "memo"),
+    "ops": ("contract", "memo"),
     "weights": ("data",),
     "folder": ("data", "hub"),
-    "models": ("bind", "ops", "data", "weights", "hub", "precision"),
+    "models": ("bind", "ops", "memo", "data", "weights", "hub", "precision"),
     "encoder": ("models", "bind", "ops", "dispatch", "data", "weights", "hub", "precision", "folder", "device"),
     "jobs": ("encoder", "data", "public"),
     "public": ("models", "folder", "encoder", "cli"),
@@ -98,7 +100,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "onnxruntime": ("bench",),
 }
 
-LEAVES = ("errors", "contract", "data", "device", "configs")
+LEAVES = ("errors", "contract", "memo", "data", "device", "configs")
 
 
 def module_name(path: Path) -> str:

@@ -9,6 +9,7 @@ from mutants_of_head import TOP_K
 from mutants_of_linear import ACTIVATIONS, LINEAR
 from mutants_of_mobilebert import MOBILEBERT_IN, MOBILEBERT_OUT
 from mutants_of_norm import NORM
+from mutants_of_norm_linear import NORMALISED, ROW_STATISTICS
 from mutants_of_rows import EMBED, POOL, ROPE, TEXTS, TRIGRAM
 
 __all__ = ["KERNELS"]
@@ -21,8 +22,15 @@ ATTENTION_TESTS = (
 )
 TRIGRAM_TESTS = ("test_trigram.py", "test_trigram_properties.py")
 POOL_TESTS = ("test_pool.py", "test_pool_mutants.py", "test_pool_properties.py")
+NORM_LINEAR_TESTS = (
+    "test_norm_linear_mutants.py",
+    "test_row_statistics.py",
+    "test_norm_linear.py",
+    "test_norm_linear_properties.py",
+)
 LINEAR_TESTS = (
     "test_linear_mutants.py",
+    *NORM_LINEAR_TESTS[:2],
     "test_linear.py",
     "test_linear_precision.py",
     "test_linear_properties.py",
@@ -44,7 +52,8 @@ KERNELS = (
     Kernel("embed", ("test_embed.py", "test_embed_mutants.py", "test_embed_properties.py"), EMBED),
     Kernel("trigram", TRIGRAM_TESTS, TRIGRAM),
     Kernel("pool", POOL_TESTS, POOL),
-    Kernel("linear_forward", LINEAR_TESTS, LINEAR),
+    Kernel("linear_forward", LINEAR_TESTS, LINEAR + NORMALISED),
+    Kernel("row_statistics", NORM_LINEAR_TESTS, ROW_STATISTICS),
     Kernel("activations", ("test_activations.py",), ACTIVATIONS),
     Kernel("norm", NORM_TESTS, NORM),
     Kernel("mobilebert_in", MOBILEBERT_TESTS, MOBILEBERT_IN),

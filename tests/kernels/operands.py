@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +15,9 @@ from torch import Tensor
 
 from padless.kernels.launch import Config
 
-__all__ = ["DTYPES", "LAYOUTS", "alike", "distinct", "grid", "laid_out", "normal", "properties", "sampled", "sparse"]
+__all__ = [
+    "DTYPES", "LAYOUTS", "alike", "distinct", "grid", "laid_out", "normal", "properties", "sampled", "sparse", "spread",
+]  # fmt: skip
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LAYOUTS = ("dense", "columns", "every second", "transposed")
@@ -86,6 +88,14 @@ def grid(cases: Sequence[Any], *, unmarked: int = 40) -> list[Any]:
     return [
         pytest.param(case, id=_name(case), marks=() if index < unmarked else pytest.mark.grid)
         for index, case in enumerate(cases)
+    ]
+
+
+def spread(every: int, *axes: Iterable[Any]) -> list[Any]:
+    """All combinations of the axes, of which each run takes one in `every`, and the full grids the others."""
+    return [
+        pytest.param(*values, marks=() if index % every == 0 else pytest.mark.grid)
+        for index, values in enumerate(itertools.product(*axes))
     ]
 
 

@@ -15,6 +15,7 @@ from padless.engine.ops import linear as eager_linear
 from padless.engine.ops import mlm_head as eager_mlm_head
 from padless.engine.ops import mobilebert as eager_mobilebert
 from padless.engine.ops import norm as eager_norm
+from padless.engine.ops import norm_linear as eager_norm_linear
 from padless.engine.ops import pool as eager_pool
 from padless.engine.ops import rope as eager_rope
 from padless.engine.ops import trigram as eager_trigram
@@ -26,6 +27,7 @@ from padless.kernels.linear import linear
 from padless.kernels.mlm_head import mlm_head
 from padless.kernels.mobilebert import mobilebert_in, mobilebert_out
 from padless.kernels.norm import layer_norm, no_norm, rms_norm
+from padless.kernels.norm_linear import norm_linear
 from padless.kernels.pool import pool
 from padless.kernels.rope import rope
 from padless.kernels.trigram import trigram
@@ -56,6 +58,7 @@ LAUNCHERS = {
     "embed": (embed, eager_embed.embed),
     "trigram": (trigram, eager_trigram.trigram),
     "linear": (linear, eager_linear.linear),
+    "norm_linear": (norm_linear, eager_norm_linear.norm_linear),
     "layer_norm": (layer_norm, eager_norm.layer_norm),
     "rms_norm": (rms_norm, eager_norm.rms_norm),
     "no_norm": (no_norm, eager_norm.no_norm),
@@ -134,6 +137,16 @@ def linear_call(
     return [rows_of(lengths, 20, dtype), weight, bias], options
 
 
+def norm_linear_call(
+    lengths: Sequence[int], dtype: torch.dtype, *, runs: int = 0, turned: bool = False, **options: Any
+) -> Call:
+    (x, weight, bias), options = linear_call(lengths, dtype, turned=turned, **options)
+    if runs:
+        options["statistics"] = torch.rand(len(x), runs, 2)
+    sums = None if options["norm"] == "rms_norm" else weight.float().sum(dim=1)
+    return [x, weight, sums, bias.float()], {"eps": 1e-5, **options}
+
+
 def norm_call(lengths: Sequence[int], dtype: torch.dtype, *, parts: int, summed: bool = False, **options: Any) -> Call:
     if summed:
         options["residual"] = rows_of(lengths, HIDDEN, torch.float32)
@@ -172,6 +185,10 @@ def mlm_head_call(lengths: Sequence[int], dtype: torch.dtype = torch.float32, **
 
 
 BIAS = torch.linspace(-1, 1, 32 * HEADS).view(32, HEADS)
+
+SMALL_TILES = Config.of(
+    num_stages=3, BLOCK_M=16, BLOCK_N=32, BLOCK_K=16, GROUP_M=8, PARTS=2, TMA=0, FLATTEN=0, WARP_SPECIALIZE=0
+)
 
 CALLS: dict[str, tuple[str, Callable[[Sequence[int]], Call]]] = {
     "attention": ("varlen_attention", attention_call),
@@ -212,6 +229,25 @@ CALLS: dict[str, tuple[str, Callable[[Sequence[int]], Call]]] = {
     ),
     "linear turned": ("linear", lambda lengths: linear_call(lengths, turned=True)),
     "linear wide": ("linear", lambda lengths: linear_call(lengths, torch.float16, epilogue="silu", wide=True)),
+    "linear statistics": (
+        "linear",
+        lambda lengths: linear_call(lengths, torch.bfloat16, summed=True, statistics=True),
+    ),
+    "linear statistics tiling": (
+        "linear",
+        lambda lengths: linear_call(lengths, torch.float16, statistics=True, config=SMALL_TILES),
+    ),
+    "norm linear": ("norm_linear", lambda lengths: norm_linear_call(lengths, torch.float16, norm="layer_norm")),
+    "norm linear gated": (
+        "norm_linear",
+        lambda lengths: norm_linear_call(
+            lengths, torch.bfloat16, norm="rms_norm", runs=5, epilogue="gelu_tanh", gated=True
+        ),
+    ),
+    "norm linear turned": (
+        "norm_linear",
+        lambda lengths: norm_linear_call(lengths, torch.float16, norm="layer_norm", runs=1, turned=True),
+    ),
     "layer norm": ("layer_norm", lambda lengths: norm_call(lengths, torch.float32, parts=2, eps=1e-5)),
     "layer norm of a sum": (
         "layer_norm",

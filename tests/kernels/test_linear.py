@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from linear_cases import (
     rope_operands,
     small_integers,
 )
-from operands import DTYPES, LAYOUTS, alike, distinct, grid, laid_out, normal, sampled, sparse
+from operands import DTYPES, LAYOUTS, alike, distinct, grid, laid_out, normal, sampled, sparse, spread
 from torch import Tensor
 from two_times_rule import assert_two_times_rule
 
@@ -56,14 +55,6 @@ PLAIN = Case(torch.float16, 37, 40, 50, True, "none", False, False, "none", "den
 
 def changed(case: Case = PLAIN, **fields: Any) -> Case:
     return Case(**{**vars(case), **fields})
-
-
-def spread(every: int, *axes: Iterable[Any]) -> list[Any]:
-    """All combinations of the axes, of which each run takes one in `every`, and the full grids the others."""
-    return [
-        pytest.param(*values, marks=() if index % every == 0 else pytest.mark.grid)
-        for index, values in enumerate(itertools.product(*axes))
-    ]
 
 
 def smallest(call: Call) -> Config:

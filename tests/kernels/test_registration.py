@@ -72,12 +72,20 @@ def assert_same_bits(got: Any, expected: Any) -> None:
         assert torch.equal(one, other)
 
 
+FOLDED = {"norm_linear": ["norm_weight", "norm_bias", "weight", "bias"]}
+"""Weights that another number of them are prepared from."""
+
+
 def test_every_operator_has_its_launcher_and_every_launcher_its_operator() -> None:
     assert LAUNCHERS.keys() == registration.OPERATORS.keys() == {name for name, _ in CALLS.values()}
     for name, (launcher, eager) in LAUNCHERS.items():
         assert inspect.unwrap(launcher) is not launcher, f"{name} is not @traceable"
         ours, specified = (list(inspect.signature(f).parameters.values()) for f in (launcher, eager))
         assert ours[-1].name == "config"
+        if folded := FOLDED.get(name):
+            assert [p.name for p in specified[: 1 + len(folded)]] == ["x", *folded]
+            assert [p.name for p in ours[:4]] == ["x", "weight", "sums", "bias"]
+            ours, specified = ours[4:], specified[1 + len(folded) :]
         assert [(p.name, p.kind, p.default) for p in ours[:-1]] == [(p.name, p.kind, p.default) for p in specified]
 
 

@@ -8,6 +8,8 @@ there and lost on AMX.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -62,9 +64,25 @@ def linear(
     rope: Rotation | None = None,
     turned: int = 0,
     wide: bool = False,
-) -> Tensor:
-    """As `engine/ops/linear.py`, with the weight from `prepare`."""
+    statistics: bool = False,
+) -> Any:
+    """As `engine/ops/linear.py`, with the weight from `prepare`; it has no statistics."""
     parts = weight if isinstance(weight, tuple) else (weight,)
+    out = _finished(x, parts, bias, epilogue, gated, residual, rope, turned, wide)
+    return (out, None) if statistics else out
+
+
+def _finished(
+    x: Tensor,
+    parts: tuple[Tensor, ...],
+    bias: Tensor | None,
+    epilogue: str,
+    gated: bool,
+    residual: Tensor | None,
+    rope: Rotation | None,
+    turned: int,
+    wide: bool,
+) -> Tensor:
     if x.shape[0] == 0:
         out = x.new_empty(0, parts[0].shape[0])
         return finish(out, epilogue=epilogue, gated=gated, residual=residual, rope=rope, turned=turned, wide=wide)
