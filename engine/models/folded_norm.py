@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..memo import Memo
@@ -40,6 +41,12 @@ class FoldedNorm(BoundOp):
 
     def watch(self, children: dict[str, nn.Module | None]) -> None:
         """Nothing: what it follows are its parts."""
+
+    def bind(self, device: torch.device, dtype: torch.dtype, *, backend: str, deterministic: bool) -> None:
+        """As `BoundOp.bind`, for rows of the product's dtype: a norm's weights may be wider than the model."""
+        weight = self._of[1]._sources[0].tensor
+        dtype = dtype if weight is None else weight.dtype
+        super().bind(device, dtype, backend=backend, deterministic=deterministic)
 
     def follow(self) -> None:
         """Take the weights that the parts have now."""

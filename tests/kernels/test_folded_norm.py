@@ -231,6 +231,21 @@ def test_a_copy_folds_its_own_weights(family: str, way: Any) -> None:
     assert torch.equal(hidden(made), expected)
 
 
+@pytest.mark.parametrize("family", ["modernbert", "megatron_bert"])
+def test_norms_that_stay_in_fp32_are_folded_as_well(family: str) -> None:
+    def widen(made: Any) -> None:
+        for module in made.modules():
+            if isinstance(module, nn.LayerNorm) and module.weight.dtype == torch.bfloat16:
+                module.float()
+        made.bind()
+
+    made = model(family)
+    assert_as_eager(family, made, widen)
+    with launches() as found:
+        hidden(made)
+    assert found["norm_kernel"] == 1
+
+
 def test_fp16_mt5_keeps_its_wide_stream() -> None:
     made = model("mt5", torch.float16)
     with launches() as found:
