@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from padless.bench.gpu_bits import some
-from padless.bench.gpu_oracle import check_attention, two_times_rule
-from padless.bench.gpu_problem import Inputs, Problem, alone, last_queries, make_inputs, visible_pairs
+from padless.bench.gpu.bits import some
+from padless.bench.gpu.oracle import check_attention, two_times_rule
+from padless.bench.gpu.problem import Inputs, Problem, alone, last_queries, make_inputs, visible_pairs
 from padless.engine.ops.attention import varlen_attention
 
 CPU = torch.device("cpu")

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from padless.bench.gpu_pool import Pool
+from padless.bench.gpu.pool import Pool
 
 PART = """
 import os, signal, sys, time
 from pathlib import Path
-from padless.bench import gpu_worker
-from padless.bench.gpu_case import Case
+from padless.bench.gpu import worker
+from padless.bench.gpu.case import Case
 
 MARKS = Path(os.environ["PADLESS_TEST_MARKS"])
 
@@ -34,7 +34,7 @@ def hangs(context):
     time.sleep(600)
 
 def loses_the_device(context):
-    gpu_worker._alive = lambda context: False
+    worker._alive = lambda context: False
     return {"status": "error", "reason": "illegal memory access"}
 
 def heavy(context):

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 import torch
 
-from padless.bench import gpu_attention, gpu_candidates, gpu_correctness, gpu_fused, gpu_profile, gpu_report
-from padless.bench.gpu_case import Context
-from padless.bench.gpu_markdown import render
+from padless.bench.gpu import attention, candidates, correctness, fused, profile
+from padless.bench.gpu import report as gpu_report
+from padless.bench.gpu.case import Context
+from padless.bench.gpu.markdown import render
 from padless.bench.kernel_hash import kernel_hashes
 from padless.engine.contract import Call
 from padless.kernels.launch import Config
@@ -26,7 +27,7 @@ from padless.kernels.launch import Config
 def report(out: Path, *arguments: str, interpret: bool = True) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {"TRITON_INTERPRET": "1"} if interpret else {}
-    command = [sys.executable, "-m", "padless.bench.gpu_report", "--out", str(out), *arguments]
+    command = [sys.executable, "-m", "padless.bench.gpu.report", "--out", str(out), *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
@@ -171,7 +172,7 @@ def test_a_wrong_call_ends_in_one_line(
 
 
 @pytest.mark.parametrize("gibibytes", [8, 24, 70])
-@pytest.mark.parametrize("part", [gpu_correctness, gpu_attention, gpu_fused, gpu_candidates, gpu_profile])
+@pytest.mark.parametrize("part", [correctness, attention, fused, candidates, profile])
 def test_the_cases_of_a_gpu_have_names_of_their_own(part: Any, gibibytes: int) -> None:
     names = [case.name for case in part.cases(Context(torch.device("cpu"), False, gibibytes << 30))]
     assert names
@@ -188,14 +189,14 @@ def test_no_tiling_is_tried_twice_or_in_vain() -> None:
     shipped, twin, tma = of(128, 64), of(128, 64, TMA=0), of(128, 64, TMA=1)
     other, vast = of(64, 64, TMA=0), of(128, 128, stages=4, TMA=0)
     everything = [twin, tma, other, replace(other, max_registers=None), vast]
-    tried = gpu_candidates.worth_trying
+    tried = candidates.worth_trying
     assert tried(everything, shipped, asked(90)) == [tma, other, everything[3], vast]
     assert tried(everything, shipped, asked(80)) == [other, everything[3], vast]
     # 128 x 128 scores and as many sums are all that 128 threads have; 4 x 2 x 128 rows of 256 bytes are not there.
     assert vast not in tried(everything, shipped, asked(90, head_dim=128))
     assert tried(everything, shipped, asked(90, torch.float32, 128)) == [other, everything[3]]
-    assert gpu_candidates.label(tma) == "BLOCK_M=128 BLOCK_N=64 TMA=1 warps=4 stages=2 registers=255"
-    assert len({gpu_candidates.label(config) for config in (*everything, shipped)}) == 6
+    assert candidates.label(tma) == "BLOCK_M=128 BLOCK_N=64 TMA=1 warps=4 stages=2 registers=255"
+    assert len({candidates.label(config) for config in (*everything, shipped)}) == 6
 
 
 def test_what_was_measured_reads_as_measured() -> None:

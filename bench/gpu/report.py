@@ -1,6 +1,6 @@
 """`make gpu-report`: are the kernels right on this GPU, and how fast are they; one command, under nine minutes.
 
-    python -m padless.bench.gpu_report --out DIR [--parts correctness,attention,fused] [--minutes 8.5] [--dry]
+    python -m padless.bench.gpu.report --out DIR [--parts correctness,attention,fused] [--minutes 8.5] [--dry]
 
 Needs a GPU, torch, triton and padless. Leaves report.json, report.md and log.txt, written after every case; a second
 run on the same folder does only what is missing. Each part runs in processes of its own. `--dry` takes the same path
@@ -22,12 +22,12 @@ from typing import IO
 
 import torch
 
-from ..engine.errors import InputError, OptionError, PadlessError
-from .gpu_case import BAD, Figures
-from .gpu_machine import describe_gpu
-from .gpu_pool import Pool
-from .gpu_store import Store
-from .kernel_hash import kernel_hashes
+from ...engine.errors import InputError, OptionError, PadlessError
+from ..kernel_hash import kernel_hashes
+from .case import BAD, Figures
+from .machine import describe_gpu
+from .pool import Pool
+from .store import Store
 
 __all__ = ["main", "run"]
 

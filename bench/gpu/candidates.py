@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..engine.contract import Call
-from .gpu_attention import CHECKED_QUERIES, checked_heads, equal
-from .gpu_bits import some
-from .gpu_case import Case, Context, Figures
-from .gpu_correctness import attention_call
-from .gpu_decode import decode_references, make_decode
-from .gpu_oracle import check_attention, two_times_rule
-from .gpu_problem import Problem, make_inputs
-from .gpu_timing import measure, ratio_of_rounds
+from ...engine.contract import Call
+from .attention import CHECKED_QUERIES, checked_heads, equal
+from .bits import some
+from .case import Case, Context, Figures
+from .correctness import attention_call
+from .decode import decode_references, make_decode
+from .oracle import check_attention, two_times_rule
+from .problem import Problem, make_inputs
+from .timing import measure, ratio_of_rounds
 
 __all__ = ["cases", "label", "warm_cases", "worth_trying"]
 
@@ -149,7 +149,7 @@ def _subjects(context: Context) -> dict[str, Prepare]:
 
 
 def _attention(problem: Problem, context: Context) -> Subject:
-    from ..kernels.attention import CANDIDATES, default_config, varlen_attention
+    from ...kernels.attention import CANDIDATES, default_config, varlen_attention
 
     inputs = make_inputs(problem, context.device)
     arguments, options = inputs.arguments(), inputs.options()
@@ -174,7 +174,7 @@ def _attention(problem: Problem, context: Context) -> Subject:
 
 
 def _decode(lengths: Sequence[int], capacity: int, heads: int, head_dim: int, context: Context) -> Subject:
-    from ..kernels.decode import CANDIDATES, decode_attention, default_config
+    from ...kernels.decode import CANDIDATES, decode_attention, default_config
 
     inputs = make_decode(lengths, capacity, heads, head_dim, context)
     problem = Problem((), heads, head_dim, inputs[0].dtype)

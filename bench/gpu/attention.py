@@ -14,14 +14,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from . import gpu_decode
-from .gpu_bits import some
-from .gpu_case import Case, Context, Figures
-from .gpu_ceilings import run_ceilings
-from .gpu_oracle import check_attention, relative_error
-from .gpu_peers import PEERS, UNPROVEN, Absent, Peer, build_peer
-from .gpu_problem import Inputs, Problem, make_inputs
-from .gpu_timing import Timing, measure, ratio_of_rounds
+from . import decode
+from .bits import some
+from .case import Case, Context, Figures
+from .ceilings import run_ceilings
+from .oracle import check_attention, relative_error
+from .peers import PEERS, UNPROVEN, Absent, Peer, build_peer
+from .problem import Inputs, Problem, make_inputs
+from .timing import Timing, measure, ratio_of_rounds
 
 __all__ = ["CHECKED_QUERIES", "cases", "checked_heads", "equal", "warm_cases"]
 
@@ -52,7 +52,7 @@ def cases(context: Context) -> list[Case]:
             Case("mixed/9", functools.partial(_mixed, replace(problem, lengths=(17, 3, 0, 8)))),
             Case("window/9", functools.partial(_against_peers, replace(problem, window=(2, 2)), {})),
             Case("bias/9", functools.partial(_with_bias, problem)),
-            *gpu_decode.cases(context),
+            *decode.cases(context),
         ]
     bf16 = functools.partial(equal, dtype=torch.bfloat16)
     found = [Case("ceilings", run_ceilings)]
@@ -66,7 +66,7 @@ def cases(context: Context) -> list[Case]:
         for length in (2048, 8192, 32768, 4096, 16384)
     ]
     found += [Case(f"bias/{length}", functools.partial(_with_bias, bf16(length))) for length in (512, 2048)]
-    found += gpu_decode.cases(context)
+    found += decode.cases(context)
     found += [
         Case(f"equal d{head_dim}/{length}", functools.partial(_against_peers, bf16(length, head_dim=head_dim), {}))
         for head_dim in (128, 32)
@@ -181,7 +181,7 @@ def _timed(timings: Mapping[str, Timing], flops: Mapping[str, int]) -> dict[str,
 
 
 def _ours(inputs: Inputs) -> Peer:
-    from ..kernels.attention import varlen_attention
+    from ...kernels.attention import varlen_attention
 
     arguments, options = inputs.arguments(), inputs.options()
     return Peer(lambda: varlen_attention(*arguments, **options), lambda out: out)

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from ..engine.relative_position import bucket_table
-from .gpu_problem import BIAS_REACH, BUCKETS, Inputs
+from ...engine.relative_position import bucket_table
+from .problem import BIAS_REACH, BUCKETS, Inputs
 
 __all__ = ["PEERS", "UNPROVEN", "Absent", "Peer", "build_peer"]
 
@@ -75,8 +75,8 @@ def _torch_varlen(inputs: Inputs) -> Peer:
 
 
 def _padless_gluon(inputs: Inputs) -> Peer:
-    from ..kernels import attention_hopper
-    from .gpu_correctness import attention_call
+    from ...kernels import attention_hopper
+    from .correctness import attention_call
 
     reasons = attention_hopper.refusals(attention_call(inputs.problem, inputs.q.device))
     if reasons:

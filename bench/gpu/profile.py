@@ -1,6 +1,6 @@
 """Part `profile` of the GPU report, off by default: what Nsight Compute says of one attention launch.
 
-    python -m padless.bench.gpu_profile LENGTH
+    python -m padless.bench.gpu.profile LENGTH
 
 is the program that is profiled: three launches on texts of this length.
 """
@@ -14,9 +14,9 @@ import sys
 
 import torch
 
-from .gpu_attention import equal
-from .gpu_case import Case, Context, Figures
-from .gpu_problem import make_inputs
+from .attention import equal
+from .case import Case, Context, Figures
+from .problem import make_inputs
 
 __all__ = ["cases"]
 
@@ -36,7 +36,7 @@ def _profile(length: int, context: Context) -> Figures:
     # The third launch of the attention kernel; the clocks are left as they are.
     command = [ncu, "--clock-control", "none", "--kernel-name", "regex:attention", "--launch-skip", "2"]
     command += ["--launch-count", "1", *(part for section in SECTIONS for part in ("--section", section))]
-    command += [sys.executable, "-m", f"{__package__}.gpu_profile", str(length)]
+    command += [sys.executable, "-m", f"{__package__}.profile", str(length)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=110)
     print(done.stdout, done.stderr, flush=True)
     lines = [line.rstrip() for line in done.stdout.splitlines() if line.strip() and not line.startswith("==PROF==")]
@@ -47,7 +47,7 @@ def _profile(length: int, context: Context) -> Figures:
 
 
 def main(length: int) -> None:
-    from ..kernels.attention import varlen_attention
+    from ...kernels.attention import varlen_attention
 
     inputs = make_inputs(equal(length, dtype=torch.bfloat16), torch.device("cuda", 0))
     for _ in range(3):

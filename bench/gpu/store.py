@@ -8,9 +8,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..engine.errors import InputError
-from .gpu_case import Figures
-from .gpu_markdown import render
+from ...engine.errors import InputError
+from .case import Figures
+from .markdown import render
 
 __all__ = ["Store"]
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from .. import __version__
-from ..autotune.device import identify
-from .machine import commit, versions
+from ... import __version__
+from ...autotune.device import identify
+from ..machine import commit, versions
 
 __all__ = ["describe_gpu", "driver_version"]
 

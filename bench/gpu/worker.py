@@ -1,8 +1,9 @@
 """A process of its own for the cases of one part: a kernel that faults takes this process with it, not the report.
 
-    python -m padless.bench.gpu_worker PART [--dry] [--warm]
+    python -m padless.bench.gpu.worker PART [--dry] [--warm]
 
-PART is a key of `MODULES`, or the dotted name of a module with `cases(context)` (and, for --warm, `warm_cases`).
+PART is one of `MODULES`, files beside this one, or the dotted name of another module with `cases(context)` (and, for
+--warm, `warm_cases`).
 Reads a case's name from each line of standard input and answers with a line of JSON. What anything else prints goes to
 standard error, which is the report's log.
 """
@@ -21,17 +22,11 @@ from typing import Any
 
 import torch
 
-from .gpu_case import Case, Context, Figures, context
+from .case import Case, Context, Figures, context
 
 __all__ = ["MODULES", "main"]
 
-MODULES = {
-    "correctness": "gpu_correctness",
-    "attention": "gpu_attention",
-    "fused": "gpu_fused",
-    "candidates": "gpu_candidates",
-    "profile": "gpu_profile",
-}
+MODULES = ("correctness", "attention", "fused", "candidates", "profile")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -41,7 +36,7 @@ def main(arguments: Sequence[str]) -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     here = context("--dry" in flags, "--warm" in flags)
-    module: Any = importlib.import_module(f".{MODULES[part]}" if part in MODULES else part, __package__)
+    module: Any = importlib.import_module(f".{part}" if part in MODULES else part, __package__)
     found: list[Case] = (module.warm_cases if here.warm else module.cases)(here)
     cases = {case.name: case for case in found}
     print(json.dumps([[case.name, case.heavy] for case in found]), file=answers)

@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..engine.ops.decode import decode_attention as eager_decode
-from ..engine.ops.embed import embed as eager_embed
-from ..engine.ops.pool import pool as eager_pool
-from ..engine.ops.rope import rope as eager_rope
-from ..engine.ops.trigram import trigram as eager_trigram
-from .gpu_bits import poison, repeat, some
-from .gpu_case import Case, Context, Figures
-from .gpu_oracle import Verdict, bits
-from .gpu_problem import BUCKETS
+from ...engine.ops.decode import decode_attention as eager_decode
+from ...engine.ops.embed import embed as eager_embed
+from ...engine.ops.pool import pool as eager_pool
+from ...engine.ops.rope import rope as eager_rope
+from ...engine.ops.trigram import trigram as eager_trigram
+from .bits import poison, repeat, some
+from .case import Case, Context, Figures
+from .oracle import Verdict, bits
+from .problem import BUCKETS
 
 __all__ = ["cases"]
 
@@ -85,7 +85,7 @@ def _judge(
 
 
 def _decode(context: Context, dtype: torch.dtype, *, heads_k: int, bias: bool) -> Figures:
-    from ..kernels.decode import decode_attention
+    from ...kernels.decode import decode_attention
 
     heads, head_dim, capacity = (4, 16, 40) if context.dry else (8, 64, 8192)
     heads_k = min(heads_k, 2) if context.dry else heads_k
@@ -119,7 +119,7 @@ def _decode(context: Context, dtype: torch.dtype, *, heads_k: int, bias: bool) -
 
 
 def _rope(context: Context, dtype: torch.dtype) -> Figures:
-    from ..kernels.rope import rope
+    from ...kernels.rope import rope
 
     tokens, heads, head_dim, positions = (50, 2, 8, 20) if context.dry else (65536, 12, 64, 8192)
     fused = _normal(context, dtype)(tokens, 3 * heads, head_dim)
@@ -140,7 +140,7 @@ def _rope(context: Context, dtype: torch.dtype) -> Figures:
 
 
 def _pool(context: Context, dtype: torch.dtype, *, mode: str, skip: int, normalize: bool = False) -> Figures:
-    from ..kernels.pool import pool
+    from ...kernels.pool import pool
 
     hidden_size = 24 if context.dry else 768
     # A kernel that sums in blocks has its edges here; with a prompt left out, some texts have no token left.
@@ -171,7 +171,7 @@ def _pool(context: Context, dtype: torch.dtype, *, mode: str, skip: int, normali
 
 
 def _embed(context: Context, dtype: torch.dtype, *, types: bool, positions: bool) -> Figures:
-    from ..kernels.embed import embed
+    from ...kernels.embed import embed
 
     tokens, vocabulary, hidden = (40, 50, 24) if context.dry else (65536, 30522, 768)
     drawn, device = _normal(context, dtype), context.device
@@ -200,7 +200,7 @@ def _embed(context: Context, dtype: torch.dtype, *, types: bool, positions: bool
 
 
 def _trigram(context: Context, dtype: torch.dtype) -> Figures:
-    from ..kernels.trigram import trigram
+    from ...kernels.trigram import trigram
 
     vocabulary, width = (50, 8) if context.dry else (30522, 128)
     lengths = [0, 1, 5, 0, 2] if context.dry else [0, 0, 1, 2, 0, 511, 512, 513, *_lengths(400, 1, 512), 0]

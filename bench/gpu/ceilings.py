@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import torch
 
-from .gpu_case import Context, Figures
-from .gpu_timing import measure
+from .case import Context, Figures
+from .timing import measure
 
 __all__ = ["copy_gigabytes", "run_ceilings"]
 

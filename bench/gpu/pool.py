@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import IO, Any
 
-from .gpu_case import Figures
+from .case import Figures
 
 __all__ = ["Pool"]
 
@@ -49,10 +49,10 @@ class _Queue:
 
 
 class _Worker:
-    """One process of `gpu_worker`, and the lines to and from it."""
+    """One process of `worker.py`, and the lines to and from it."""
 
     def __init__(self, arguments: list[str], log: IO[bytes]) -> None:
-        command = [sys.executable, "-m", f"{__package__}.gpu_worker", *arguments]
+        command = [sys.executable, "-m", f"{__package__}.worker", *arguments]
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log, text=True)
         self.timed_out = False
@@ -96,7 +96,7 @@ class Pool:
     """Runs the cases of one part in a number of processes.
 
     Args:
-        part: what `gpu_worker` takes as one.
+        part: what `worker.py` takes as one.
         flags: "--dry", "--warm".
         workers: processes at a time.
         limit: seconds a case may take.

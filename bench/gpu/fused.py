@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .gpu_bits import poison, repeat
-from .gpu_case import Case, Context, Figures
-from .gpu_ceilings import run_ceilings
-from .gpu_fused_problems import Problem, head, linear, mobilebert_in, mobilebert_out, norm
-from .gpu_oracle import Verdict, bits
-from .gpu_timing import measure, ratio_of_rounds
+from .bits import poison, repeat
+from .case import Case, Context, Figures
+from .ceilings import run_ceilings
+from .fused_problems import Problem, head, linear, mobilebert_in, mobilebert_out, norm
+from .oracle import Verdict, bits
+from .timing import measure, ratio_of_rounds
 
 __all__ = ["cases", "warm_cases"]
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..engine.ops.attention import varlen_attention as eager_attention
-from .gpu_case import Figures
-from .gpu_problem import BIAS_REACH, Inputs, alone, last_queries
+from ...engine.ops.attention import varlen_attention as eager_attention
+from .case import Figures
+from .problem import BIAS_REACH, Inputs, alone, last_queries
 
 __all__ = ["Verdict", "bits", "check_attention", "relative_error", "two_times_rule"]
 

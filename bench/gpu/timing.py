@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from .gpu_case import Context
-from .timing import Spread, spread
+from ..timing import Spread, spread
+from .case import Context
 
 __all__ = ["Timing", "measure", "ratio_of_rounds"]
 

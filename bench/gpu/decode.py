@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from ..engine.ops.decode import decode_attention as eager_decode
-from .gpu_case import Case, Context, Figures
-from .gpu_ceilings import copy_gigabytes
-from .gpu_oracle import relative_error, two_times_rule
-from .gpu_timing import measure, ratio_of_rounds
+from ...engine.ops.decode import decode_attention as eager_decode
+from .case import Case, Context, Figures
+from .ceilings import copy_gigabytes
+from .oracle import relative_error, two_times_rule
+from .timing import measure, ratio_of_rounds
 
 __all__ = ["cases", "decode_references", "make_decode"]
 
@@ -68,7 +68,7 @@ def decode_references(
 
 
 def _decode(lengths: list[int], capacity: int, heads: int, head_dim: int, context: Context) -> Figures:
-    from ..kernels.decode import decode_attention
+    from ...kernels.decode import decode_attention
 
     q, k, v, starts, counts = make_decode(lengths, capacity, heads, head_dim, context)
     visible = 2 * sum(lengths) * heads * head_dim * q.element_size() + 2 * q.numel() * q.element_size()

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..engine.contract import Call
-from ..engine.ops import linear as eager_linear
-from ..engine.ops import mlm_head as eager_head
-from ..engine.ops import mobilebert as eager_mobilebert
-from ..engine.ops import norm as eager_norm
-from .gpu_case import Context
+from ...engine.contract import Call
+from ...engine.ops import linear as eager_linear
+from ...engine.ops import mlm_head as eager_head
+from ...engine.ops import mobilebert as eager_mobilebert
+from ...engine.ops import norm as eager_norm
+from .case import Context
 
 __all__ = ["Make", "Problem", "head", "linear", "mobilebert_in", "mobilebert_out", "norm"]
 
@@ -81,7 +81,7 @@ def linear(
     """A product, and what follows it; `head_dim` turns the first two thirds of its outputs."""
 
     def make(context: Context, dtype: torch.dtype, tokens: int) -> Problem:
-        from ..kernels import linear as kernels
+        from ...kernels import linear as kernels
 
         draw = _Draw(context, dtype)
         x, weight = draw.rows(tokens, in_features), draw.weight(out_features, in_features)
@@ -120,7 +120,7 @@ def norm(hidden: int, kind: str) -> Make:
     """A norm of a sum: "layer" and "rms" give the sum as well, "none" is MobileBERT's."""
 
     def make(context: Context, dtype: torch.dtype, tokens: int) -> Problem:
-        from ..kernels import norm as kernels
+        from ...kernels import norm as kernels
 
         draw = _Draw(context, dtype)
         x, stream, weight, bias = draw.rows(tokens, hidden), draw.rows(tokens, hidden), draw.rows(hidden), None
@@ -157,7 +157,7 @@ def mobilebert_in(hidden: int, width: int) -> Make:
     """MobileBERT's layer in front of its attention."""
 
     def make(context: Context, dtype: torch.dtype, tokens: int) -> Problem:
-        from ..kernels import mobilebert as kernels
+        from ...kernels import mobilebert as kernels
 
         draw = _Draw(context, dtype)
         x = draw.rows(tokens, hidden).to(torch.promote_types(dtype, torch.float32))
@@ -183,7 +183,7 @@ def mobilebert_out(hidden: int, width: int, inner: int, networks: int) -> Make:
     """MobileBERT's layer behind its attention."""
 
     def make(context: Context, dtype: torch.dtype, tokens: int) -> Problem:
-        from ..kernels import mobilebert as kernels
+        from ...kernels import mobilebert as kernels
 
         draw = _Draw(context, dtype)
         wide = torch.promote_types(dtype, torch.float32)
@@ -217,7 +217,7 @@ def head(hidden: int, vocabulary: int, count: int) -> Make:
     """The highest logits of a masked language model; eager writes them all."""
 
     def make(context: Context, dtype: torch.dtype, tokens: int) -> Problem:
-        from ..kernels import mlm_head as kernels
+        from ...kernels import mlm_head as kernels
 
         draw = _Draw(context, dtype)
         x = draw.rows(tokens, hidden)

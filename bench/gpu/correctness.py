@@ -1,7 +1,7 @@
 """Part `correctness` of the GPU report: the attention kernel at real sizes against the fp64 oracle, and its bits.
 
 Every case checks: the 2x rule text by text, the same bits in 250 repeats, and the same bits for a text alone and in the
-batch. The other kernels: `gpu_correctness_ops.py`.
+batch. The other kernels: `correctness_ops.py`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..autotune.device import identify
-from ..engine.contract import Call
-from . import gpu_correctness_ops
-from .gpu_bits import poison, repeat, some
-from .gpu_case import Case, Context, Figures
-from .gpu_oracle import COPIES, bits, check_attention
-from .gpu_problem import Inputs, Problem, alone, make_inputs
+from ...autotune.device import identify
+from ...engine.contract import Call
+from . import correctness_ops
+from .bits import poison, repeat, some
+from .case import Case, Context, Figures
+from .oracle import COPIES, bits, check_attention
+from .problem import Inputs, Problem, alone, make_inputs
 
 __all__ = ["attention_call", "cases"]
 
@@ -50,7 +50,7 @@ def cases(context: Context) -> list[Case]:
     """Long ones first: they take the longest, and the short ones fill what is left of the time."""
     attention = _tiny() if context.dry else [*_long(context), *_real(), *_grid()]
     unproven = [] if context.dry else _unproven()
-    return [*attention, *gpu_correctness_ops.cases(context), *unproven]
+    return [*attention, *correctness_ops.cases(context), *unproven]
 
 
 def attention_call(problem: Problem, device: torch.device, lse: bool = False) -> Call:
@@ -78,7 +78,7 @@ def _case(name: str, problem: Problem, *, texts: Sequence[int] | None = None, he
 def _check(
     context: Context, problem: Problem, texts: Sequence[int] | None, lse: bool, heavy: bool, gluon: bool = False
 ) -> Figures:
-    from ..kernels import attention, attention_hopper
+    from ...kernels import attention, attention_hopper
 
     attend = attention_hopper.varlen_attention if gluon else attention.varlen_attention
     refusals = attention_hopper.refusals if gluon else attention.unsupported

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .gpu_case import Context, Figures
-from .gpu_oracle import bits
+from .case import Context, Figures
+from .oracle import bits
 
 __all__ = ["poison", "repeat", "some"]
 
