@@ -20,8 +20,7 @@ from ..errors import ConfigError, OptionError
 from ..hub import resolve_folder
 from ..ops.bind import explain_ops
 from ..precision import resolve_checkpoint_dtype, resolve_device
-from ..weights import NameRules, load_weights
-from ..weights_writer import save_weights
+from ..weights import NameRules, load_weights, save_weights
 from .checkpointing import WithCheckpointing
 from .parameters import initialise
 from .resizing import WithVocabulary

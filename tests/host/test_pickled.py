@@ -12,9 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import BertConfig, BertForMaskedLM
 
-from padless.engine import pickled
 from padless.engine.errors import WeightsError
-from padless.engine.weights import LoadReport, NameRules, load_weights
+from padless.engine.weights import LoadReport, NameRules, load_weights, pickled
 
 
 def model_like(tensors: dict[str, Tensor]) -> nn.Module:

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from padless.engine import weights
 from padless.engine.errors import WeightsError
 from padless.engine.weights import LoadReport, NameRules, load_weights
+from padless.engine.weights import loading as weights
 
 GAMMA_BETA = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"))
 

@@ -14,10 +14,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from padless.engine import weights_writer
 from padless.engine.errors import OptionError, WeightsError
 from padless.engine.weights import NameRules, load_weights
-from padless.engine.weights_writer import save_weights
+from padless.engine.weights import writing as weights_writer
+from padless.engine.weights.writing import save_weights
 
 CONFIG = transformers.BertConfig(
     vocab_size=61,

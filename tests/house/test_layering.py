@@ -31,13 +31,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "cpu": ("engine.ops.cpu", "engine.ops.cpu.*"),
     "rows": ("engine.ops.flash", "engine.ops.flash_limits", "engine.ops.torch_varlen"),
     "ops": ("engine.ops", "engine.ops.*"),
-    "weights": (
-        "engine.weights",
-        "engine.weights_writer",
-        "engine.checkpoint_files",
-        "engine.safetensors_file",
-        "engine.pickled",
-    ),
+    "weights": ("engine.weights", "engine.weights.*"),
     "folder": (
         "engine.sentence_folder",
         "engine.text_cut",

@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .checkpoint_files import INDEX_NAME, WEIGHTS_NAME
-from .errors import OptionError, WeightsError
+from ..errors import OptionError, WeightsError
+from .files import INDEX_NAME, WEIGHTS_NAME
 from .safetensors_file import DTYPES, PIECE_BYTES
 
 __all__ = ["save_weights"]

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .checkpoint_files import INDEX_NAME, MOST_TENSORS, WEIGHTS_NAME, Checkpoint, find_checkpoint, listed
-from .errors import WeightsError
+from ..errors import WeightsError
+from .files import INDEX_NAME, MOST_TENSORS, WEIGHTS_NAME, Checkpoint, find_checkpoint, listed
 from .pickled import PickledFile
 from .safetensors_file import PIECE_BYTES, SafetensorsFile, StoredTensor
 

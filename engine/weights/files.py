@@ -19,7 +19,7 @@ from pathlib import Path
 from reprlib import Repr
 from typing import Any
 
-from .errors import WeightsError
+from ..errors import WeightsError
 
 __all__ = [
     "INDEX_NAME",

@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .checkpoint_files import MOST_TENSORS, one_line, open_file, shown
-from .errors import WeightsError
+from ..errors import WeightsError
+from .files import MOST_TENSORS, one_line, open_file, shown
 from .safetensors_file import DTYPES, StoredTensor
 
 __all__ = ["PickledFile"]

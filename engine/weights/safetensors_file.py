@@ -19,8 +19,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .checkpoint_files import MOST_JSON_BYTES, one_line, open_file, parse_object, shown
-from .errors import WeightsError
+from ..errors import WeightsError
+from .files import MOST_JSON_BYTES, one_line, open_file, parse_object, shown
 
 __all__ = ["DTYPES", "PIECE_BYTES", "CheckpointFile", "SafetensorsFile", "StoredTensor"]
 
