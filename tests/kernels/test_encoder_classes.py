@@ -149,3 +149,44 @@ def test_text_to_embedding_with_real_weights() -> None:
     rows = {cells[0].partition(" +")[0]: cells[1] for cells in lines}
     ops = ("attention", "embed", "linear", "norm", "pool")
     assert {op: rows[op] for op in ops} == dict.fromkeys(ops, "triton")
+
+
+def bare(family: str) -> ModelClass:
+    return next(item for item in CLASSES if item.family == family and item.is_bare)
+
+
+def test_fp16_mt5_carries_a_stream_beyond_the_range_of_fp16() -> None:
+    """Activations of 7e4 leave the first feed-forward: its last product and the stream are in fp32."""
+    item = bare("mt5")
+    theirs = their_model(item, TINY["mt5"])
+    planted = theirs.encoder.block[0].layer[1].DenseReluDense
+    seen: list[Tensor] = []
+    with torch.no_grad(), planted.register_forward_hook(lambda module, args, out: seen.append(out)):
+        run_alone(theirs, item, texts(item))
+        planted.wo.weight.mul_(7e4 / min(out.abs().max() for out in seen))
+    kernels = bound(item, torch.float16, "triton", theirs)
+    stream: list[Tensor] = []
+    kernels.encoder.block[0].register_forward_hook(lambda module, args, out: stream.append(out))
+    found = run_form(kernels, item, texts(item), "packed")["last_hidden_state"]
+    eager = run_form(bound(item, torch.float16, "eager", theirs), item, texts(item), "packed")["last_hidden_state"]
+    exact = run_form(bound(item, torch.float64, "eager", theirs), item, texts(item), "packed")["last_hidden_state"]
+    assert stream[0].dtype == torch.float32
+    assert stream[0].abs().max() > torch.finfo(torch.float16).max
+    assert found.isfinite().all()
+    assert_two_times_rule(found, eager, exact)
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-3), (torch.bfloat16, 4e-3)], ids=str)
+def test_mobilebert_carries_activations_of_ten_million(dtype: torch.dtype, most: float) -> None:
+    item, outlier = bare("mobilebert"), 3
+    theirs = their_model(item, TINY["mobilebert"])
+    with torch.no_grad():
+        theirs.encoder.layer[0].output.bottleneck.LayerNorm.bias[outlier] = 1e7
+    found, eager, exact = (
+        run_form(bound(item, kind, backend, theirs), item, texts(item), "packed")["last_hidden_state"]
+        for kind, backend in ((dtype, "triton"), (dtype, "eager"), (torch.float64, "eager"))
+    )
+    assert found.isfinite().all()
+    assert exact[:, outlier].abs().min() > 5e6
+    assert ((found[:, outlier].double() / exact[:, outlier]) - 1).abs().max() <= most
+    assert_two_times_rule(found, eager, exact)
