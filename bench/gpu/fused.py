@@ -17,7 +17,7 @@ from torch import Tensor
 from .bits import poison, repeat
 from .case import Case, Context, Figures
 from .ceilings import run_ceilings
-from .fused_problems import Problem, head, linear, mobilebert_in, mobilebert_out, norm
+from .fused_problems import Problem, head, linear, mobilebert_in, mobilebert_out, norm, norm_linear
 from .oracle import Verdict, bits
 from .timing import measure, ratio_of_rounds
 
@@ -39,12 +39,14 @@ class Use:
         tokens: of the timed run.
         target: figures that it aims at on an H200, for the report.
         timed: dtypes in which it is timed; in others it is checked alone.
+        half: there is no fp32.
     """
 
     make: Callable[[Context, torch.dtype, int], Problem]
     tokens: int = 65536
     target: Mapping[str, float] = field(default_factory=dict)
     timed: tuple[str, ...] = ("bf16",)
+    half: bool = False
 
 
 def _uses(dry: bool) -> dict[str, Use]:
@@ -60,6 +62,11 @@ def _uses(dry: bool) -> dict[str, Use]:
         "linear/BERT gelu": Use(linear(hidden, size(3072, 20), epilogue="gelu", bias=True)),
         "linear/BERT residual": Use(linear(size(3072, 20), hidden, residual=True, bias=True)),
         "linear/mT5-small gate": Use(linear(size(512, 16), size(2048, 24), epilogue="gelu_tanh", gated=True)),
+        "norm_linear/ModernBERT GeGLU": Use(norm_linear(hidden, wide, norm="layer_norm", **geglu), half=True),
+        "norm_linear/ModernBERT QKV": Use(norm_linear(hidden, 3 * hidden, norm="layer_norm"), half=True),
+        "norm_linear/mT5-small gate": Use(
+            norm_linear(size(512, 16), size(2048, 24), norm="rms_norm", epilogue="gelu_tanh", gated=True), half=True
+        ),
         "norm/768 layer norm and residual": Use(norm(hidden, "layer"), target={"target_gbps": 3900.0}),
         "norm/1024 layer norm and residual": Use(norm(size(1024, 24), "layer"), target={"target_gbps": 3900.0}),
         "norm/512 rms norm and residual": Use(norm(size(512, 20), "rms"), target={"target_gbps": 3900.0}),
@@ -80,7 +87,10 @@ def cases(context: Context) -> list[Case]:
     """The card's ceilings; every use in every dtype, and those that are timed after they were checked."""
     found = [Case("ceilings", run_ceilings)]
     for name, use in _uses(context.dry).items():
-        for short, dtype in (("fp32", torch.float32),) if context.dry else DTYPES.items():
+        dry = "bf16" if use.half else "fp32"
+        for short, dtype in DTYPES.items():
+            if (context.dry and short != dry) or (use.half and short == "fp32"):
+                continue
             found.append(Case(f"{name}, {short}", _bind(use, short, dtype)))
     return found
 

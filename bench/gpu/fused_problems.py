@@ -16,9 +16,10 @@ from ...engine.ops import linear as eager_linear
 from ...engine.ops import mlm_head as eager_head
 from ...engine.ops import mobilebert as eager_mobilebert
 from ...engine.ops import norm as eager_norm
+from ...engine.ops import norm_linear as eager_norm_linear
 from .case import Context
 
-__all__ = ["Make", "Problem", "head", "linear", "mobilebert_in", "mobilebert_out", "norm"]
+__all__ = ["Make", "Problem", "head", "linear", "mobilebert_in", "mobilebert_out", "norm", "norm_linear"]
 
 Results = tuple[Tensor, ...]
 
@@ -112,6 +113,39 @@ def linear(
         elements = tokens * in_features + weight.numel() + tokens * width * (2 if residual else 1)
         flops = 2.0 * tokens * in_features * out_features
         return Problem(tokens, rows, eager, lambda: F.linear(x, weight), flops, elements * x.element_size())
+
+    return make
+
+
+def norm_linear(in_features: int, out_features: int, *, norm: str, epilogue: str = "none", gated: bool = False) -> Make:
+    """A norm folded into the product behind it, of rows whose statistics another product left with them."""
+
+    def make(context: Context, dtype: torch.dtype, tokens: int) -> Problem:
+        from ...kernels import linear as writers
+        from ...kernels import norm_linear as kernels
+
+        draw = _Draw(context, dtype)
+        scale = 1 + draw.rows(in_features, scale=0.3)
+        shift = draw.rows(in_features, scale=0.3) if norm == "layer_norm" else None
+        weight, added = draw.weight(out_features, in_features), None
+        written, before = draw.rows(tokens, in_features), draw.rows(tokens, 64)
+        x, statistics = writers.linear(before, draw.weight(in_features, 64), None, residual=written, statistics=True)
+        facts: dict[str, Any] = {"hidden": out_features, "inner": in_features, "epilogue": epilogue, "gated": gated}
+        call = Call("norm_linear", context.device.type, dtype, norm=norm, **facts)
+        ours = kernels.prepare(scale, shift, weight, added, call=call)
+        options: dict[str, Any] = {"norm": norm, "eps": 1e-6, "epilogue": epilogue, "gated": gated}
+
+        def rows(at: slice) -> Results:
+            return (kernels.norm_linear(x[at], *ours, statistics=statistics[at], **options),)
+
+        def eager(wanted: torch.dtype | None) -> Results:
+            given = map(_cast(wanted), (x, scale, shift, weight, added))
+            return (eager_norm_linear.norm_linear(*given, **options),)
+
+        width = out_features // 2 if gated else out_features
+        moved = (tokens * (in_features + width) + weight.numel()) * x.element_size() + 4 * statistics.numel()
+        flops = 2.0 * tokens * in_features * out_features
+        return Problem(tokens, rows, eager, lambda: F.linear(x, weight), flops, moved)
 
     return make
 
