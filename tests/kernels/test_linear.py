@@ -229,7 +229,8 @@ def rotated_case(dtype: torch.dtype) -> RopeCase:
 
 @pytest.mark.parametrize(("dtype", "form"), spread(4, DTYPES, ("gated", "turned")))
 def test_every_candidate_obeys_the_rule(dtype: torch.dtype, form: str) -> None:
-    gated = changed(dtype=dtype, tokens=70, inputs=90, outputs=65, epilogue="gelu", gated=True, residual="same")
+    # 88 channels begin at multiples of 16 bytes, which tensor descriptors ask for.
+    gated = changed(dtype=dtype, tokens=70, inputs=88, outputs=65, epilogue="gelu", gated=True, residual="same")
     tensors, options = operands(gated) if form == "gated" else rope_operands(rotated_case(dtype))
     for config in distinct(kernel_file.CANDIDATES):
         assert_right(*tensors, config=config, **options)

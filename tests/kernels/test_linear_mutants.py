@@ -46,6 +46,19 @@ def test_any_order_of_tiles_computes_them_all(group: int) -> None:
     assert torch.equal(got, x @ weight.T)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("tile", [(16, 32, 16), (32, 16, 16), (16, 16, 32)], ids=str)
+@pytest.mark.parametrize("inputs", [8, 32, 72])
+def test_tensor_descriptors_give_what_addresses_do(inputs: int, tile: tuple[int, int, int], dtype: torch.dtype) -> None:
+    """Whole numbers, of which both dtypes hold every sum; several tiles in each direction, the last ones cut off."""
+    x, weight = (small_integers(rows, inputs, seed=rows, dtype=dtype) for rows in (70, 90))
+    rows, columns, features = tile
+    blocks = {"BLOCK_M": rows, "BLOCK_N": columns, "BLOCK_K": features, "PARTS": 1}
+    expected = (x.double() @ weight.double().T).to(dtype)
+    for tma in (0, 1):
+        assert torch.equal(kernel(x, weight, None, config=tiny(x, weight, **blocks, TMA=tma)), expected)
+
+
 @pytest.mark.parametrize("inputs", [1, 15, 16, 17, 33, 48])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_last_inputs_count_and_those_behind_them_do_not(inputs: int, dtype: torch.dtype) -> None:
