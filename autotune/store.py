@@ -83,11 +83,19 @@ class Store:
             op: name of the op.
 
         Raises:
-            RecordError: there is a file, but it is none of ours, or in a folder that others can write to.
+            RecordError: there is a file, but it is none of ours, or in a folder that others can write to. Not once
+                a write was refused, which was logged.
         """
         known = self._memory.get((target, op), ())
         path = self.path(target, op)
-        return known if path is None else _merged(_read(path, target, op), known)
+        if path is None:
+            return known
+        try:
+            return _merged(_read(path, target, op), known)
+        except RecordError:
+            if self._refused:  # which was logged; what is in memory was found by this very process
+                return known
+            raise
 
     def keep(self, target: str, op: str, entries: Sequence[Entry]) -> bool:
         """Add entries, each in place of an older one of its identity.
@@ -123,12 +131,14 @@ class Store:
     def _write(self, path: Path, target: str, op: str, entries: Sequence[Entry]) -> None:
         _make_private(path.parent)
         with _locked(path.with_suffix(".lock"), self._patience):
+            old, doubt = (), None
             try:
                 old = _read(path, target, op)
             except RecordError as error:
-                log.warning("%s; written anew", error)
-                old = ()
+                doubt = error
             _replace(path, encode(Record(target, op, _merged(old, entries))))
+        if doubt is not None:
+            log.warning("%s; written anew", doubt)
 
 
 def _merged(old: Sequence[Entry], new: Sequence[Entry]) -> tuple[Entry, ...]:
