@@ -123,8 +123,11 @@ class Store:
                     return True
                 except OSError as error:
                     self._refused = True
-                    reason = f"{path or 'user cache'}: cannot be written ({error.strerror or error})"
-                    log.warning("%s: tuned configurations last as long as this process", reason)
+                    reason = f"{error.strerror}: {error.filename}" if error.filename else error.strerror or error
+                    log.warning(
+                        "%s: cannot be written (%s): tuned configurations last as long as this process",
+                        path or "user cache", reason,
+                    )  # fmt: skip
             self._memory[target, op] = _merged(self._memory.get((target, op), ()), entries)
             return False
 

@@ -106,7 +106,7 @@ def tuning(*options: str) -> dict[str, Any]:
     for option in options:
         name, _, value = option.partition("=")
         if name == "bytes":
-            resource.setrlimit(resource.RLIMIT_FSIZE, (int(value),) * 2)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (int(value), int(value)))
         elif name == "user":
             os.setgroups([])
             os.setuid(int(value))

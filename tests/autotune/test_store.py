@@ -243,26 +243,26 @@ def blocked_by_a_file(tmp_path: Path) -> Path:
     return tmp_path / "file" / "cache"
 
 
-def assert_only_memory(found: Any, complaints: list[str], *reasons: str) -> None:
+def assert_only_memory(found: Any, complaints: list[str], reason: str) -> None:
     """The run went through, used what it had found, and said once why that will not last."""
     assert (found["kept"], found["source"]) == ([False] * 3, "user cache")
     (line,) = complaints
     assert line.endswith("tuned configurations last as long as this process")
-    assert any(reason in line for reason in reasons), line
+    assert reason in line
 
 
 @pytest.mark.parametrize(
     ("place", "reason"),
     [
-        ("a file in the way", "Not a directory"),
-        ("/proc/padless", "No such file or directory"),  # no user at all can make a folder there
-        ("/dev/null", "File exists"),
+        ("a file in the way", "/file"),
+        ("/proc/padless", "No such file or directory: /proc/padless"),  # no user at all can make a folder there
+        ("/dev/null", "File exists: /dev/null"),
     ],
 )
 def test_nowhere_to_write(place: str, reason: str, tmp_path: Path, play: Stage) -> None:
     cache = blocked_by_a_file(tmp_path) if place == "a file in the way" else Path(place)
     found, complaints = play("tuning", PADLESS_CACHE=str(cache))
-    assert_only_memory(found, complaints, reason, "Not a directory")
+    assert_only_memory(found, complaints, reason)
 
 
 def test_a_file_where_the_folder_of_a_gpu_should_be(cache: Path, play: Stage) -> None:
