@@ -46,7 +46,7 @@ def writers(cache: str, processes: str, writes: str, files: str, locks: str) -> 
 
 
 def _write(cache: Path, process: int, writes: int, files: int) -> None:
-    store = Store(cache, patience=240)
+    store = Store(cache, patience=60)
     for number in range(writes):
         found = entry(attention_call(hidden=process * writes + number + 1))
         assert store.keep(SLUG, f"op{number % files}", [found]), "not on disk"

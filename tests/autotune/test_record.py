@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -249,6 +250,18 @@ def test_what_is_no_file_of_ours_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(RecordError, match=reason) as caught:
         read_record(path, "nvidia-h200", "attention")
     assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_of_a_large_file_no_more_is_read_than_a_record_has(tmp_path: Path) -> None:
+    make_large(tmp_path / "attention.json")
+    tracemalloc.start()
+    try:
+        with pytest.raises(RecordError, match="at most"):
+            read_record(tmp_path / "attention.json", "nvidia-h200", "attention")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 3 * LARGEST_FILE
 
 
 def test_a_missing_file_is_no_error(tmp_path: Path) -> None:

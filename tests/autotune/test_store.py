@@ -28,7 +28,7 @@ SLUG = H200.slug
 NAMESPACE = ("unshare", "--map-root-user", "--mount", "sh", "-ec")
 HAS_NAMESPACES = (
     shutil.which("unshare") is not None
-    and subprocess.run([*NAMESPACE, "mount -t tmpfs none /mnt"], capture_output=True).returncode == 0
+    and subprocess.run([*NAMESPACE, "mount -t tmpfs none /tmp"], capture_output=True).returncode == 0
 )
 needs_namespace = pytest.mark.skipif(not HAS_NAMESPACES, reason="this system gives no mount namespace")
 
