@@ -293,8 +293,8 @@ def read_record(path: Path, target: str, op: str, *, follow_symlinks: bool = Tru
         follow_symlinks: whether the file itself may be a link, as installers make them.
 
     Raises:
-        RecordError: there is something of this name, but it cannot be read, is larger than any record, is none, or is
-            one of another target or op.
+        RecordError: there is something of this name, but it cannot be read (its cause is then the OSError), is larger
+            than any record, is none, or is one of another target or op.
     """
     # A pipe of this name would otherwise wait for somebody to write into it.
     flags = os.O_NONBLOCK | (0 if follow_symlinks else os.O_NOFOLLOW)
@@ -306,7 +306,7 @@ def read_record(path: Path, target: str, op: str, *, follow_symlinks: bool = Tru
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
-        raise RecordError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+        raise RecordError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
     if len(content) > LARGEST_FILE:
         raise RecordError(f"{path}: expected at most {LARGEST_FILE:,} bytes, found more")
     try:

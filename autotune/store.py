@@ -138,6 +138,8 @@ class Store:
             try:
                 old = _read(path, target, op)
             except RecordError as error:
+                if isinstance(error.__cause__, OSError):
+                    raise error.__cause__ from None  # what cannot be read now may hold what others found
                 doubt = error
             _replace(path, encode(Record(target, op, _merged(old, entries))))
         if doubt is not None:
@@ -158,7 +160,7 @@ def _read(path: Path, target: str, op: str) -> tuple[Entry, ...]:
         with suppress(FileNotFoundError, NotADirectoryError):
             _check_private(path.parent)
     except OSError as error:
-        raise RecordError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise RecordError(f"{path}: cannot be read ({error.strerror or error})") from error
     record = read_record(path, target, op, follow_symlinks=False)
     return () if record is None else record.entries
 

@@ -341,6 +341,22 @@ def test_a_file_in_doubt_is_written_anew(cache: Path, caplog: pytest.LogCaptureF
     assert line.getMessage().startswith(f"{path}: not JSON")
 
 
+def test_a_file_that_cannot_be_read_is_not_written_over(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It may be whole: here, behind a link, which a cache's file must not be."""
+    store = Store(cache)
+    store.keep(SLUG, "attention", several())
+    path = cache / "autotune" / "v1" / SLUG / "attention.json"
+    elsewhere = path.rename(cache / "elsewhere.json")
+    path.symlink_to(elsewhere)
+    assert not store.keep(SLUG, "attention", [entry()])
+    assert "symbolic links" in caplog.records[0].getMessage()
+    assert len(caplog.records) == 1
+    assert path.is_symlink()
+    path.unlink()
+    elsewhere.rename(path)
+    assert Store(cache).entries(SLUG, "attention") == several()
+
+
 @pytest.fixture(autouse=True)
 def hear_everything(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     with caplog.at_level(logging.DEBUG, logger="padless"):
