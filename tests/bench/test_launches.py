@@ -91,5 +91,8 @@ def test_a_triton_kernel_counts_its_tensors() -> None:
     assert counts.activations == moved + 2 * 4 * 9 * 4
 
 
-def test_the_page_is_what_is_counted_now() -> None:
-    assert (ROOT / "docs" / "launches.md").read_text(encoding="utf-8") == page(), "make launches"
+def test_the_page_is_what_is_counted_now_and_the_kernels_page_has_its_table() -> None:
+    written = page()
+    assert (ROOT / "docs" / "launches.md").read_text(encoding="utf-8") == written, "make launches"
+    table = [line for line in written.splitlines() if line.startswith("|")]
+    assert "\n".join(table) in (ROOT / "docs" / "kernels.md").read_text(encoding="utf-8")
