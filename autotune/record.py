@@ -138,7 +138,7 @@ class Provenance:
         torch: version.
         triton: version.
         driver: version of the GPU's driver; None where it could not be found out.
-        kernel_hash: what `bench/kernel_hash.py` says of the kernel's source, 16 hexadecimal digits.
+        kernel_hash: what `autotune/kernel_hash.py` says of the kernel's source, 16 hexadecimal digits.
         us: microseconds of one call with this configuration, the median.
         default_us: the same with the configuration that is used where nothing was measured.
 

@@ -23,7 +23,7 @@ from typing import IO
 import torch
 
 from ...engine.errors import InputError, OptionError, PadlessError
-from ..kernel_hash import kernel_hashes
+from ...autotune.kernel_hash import kernel_hashes
 from .case import BAD, Figures
 from .machine import describe_gpu
 from .pool import Pool

@@ -24,7 +24,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "data": ("engine.batch", "engine.config", "engine.outputs"),
     "device": ("autotune.device",),
     "precision": ("engine.precision",),
-    "configs": ("autotune.record", "autotune.store", "autotune.lookup"),
+    "configs": ("autotune.kernel_hash", "autotune.lookup", "autotune.record", "autotune.store"),
     "kernels": ("kernels.*",),
     "dispatch": ("engine.dispatch",),
     "bind": ("engine.ops.bind",),
@@ -54,7 +54,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "public": ("", "__main__", "engine"),
     "search": ("autotune.search",),
     "bench": ("bench.**",),
-    "cli": ("engine.cli", "engine.cli.*"),
+    "cli": ("engine.cli", "engine.cli.**"),
 }
 
 ARROWS: dict[str, tuple[str, ...]] = {

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from padless.bench.kernel_hash import KERNELS, _collect, _Sources, kernel_hashes, source_hash
+from padless.autotune.kernel_hash import KERNELS, _collect, _Sources, kernel_hashes, source_hash
 
 KERNEL = '''
 import triton

@@ -1,4 +1,4 @@
-"""`padless bench`: measured beside its peers, on this machine."""
+"""`padless bench models`: whole models, texts in and vectors out."""
 
 from __future__ import annotations
 
@@ -7,17 +7,9 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["app"]
-
-app = typer.Typer(help="Measure padless beside its peers on this machine.", rich_markup_mode=None)
+__all__ = ["models"]
 
 
-@app.callback()
-def bench() -> None:
-    """Measure padless beside its peers on this machine."""
-
-
-@app.command()
 def models(
     device: Annotated[str, typer.Option(help="Where to run: cpu, cuda, ...")] = "cpu",
     dtypes: Annotated[
@@ -41,7 +33,7 @@ def models(
 
     Correctness is checked first; all systems run interleaved in one process.
     """
-    from ...bench.models import run
+    from ....bench.models import run
 
     run(device, _listed(dtypes), threads, None if peers is None else _listed(peers), workload, repeats, json, model)
 

@@ -1,0 +1,19 @@
+"""`padless bench`: measured beside its peers, on this machine. A file a command."""
+
+from __future__ import annotations
+
+import typer
+
+from . import models
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Measure padless beside its peers on this machine.", rich_markup_mode=None)
+
+
+@app.callback()
+def bench() -> None:
+    """Measure padless beside its peers on this machine."""
+
+
+app.command("models")(models.models)
