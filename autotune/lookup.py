@@ -25,7 +25,8 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from ..engine.contract import Call
 from .device import Device
-from .record import Entry, Key, RecordError, key_of, read_record
+from .key import Key, key_of
+from .record import Entry, RecordError, read_record
 from .store import Store, cache_folder
 
 __all__ = ["DEFAULT", "USER_CACHE", "Answer", "Configuration", "Lookup", "process_lookup"]
@@ -73,6 +74,9 @@ class Lookup:
     """Answers, each found once: a file is read at most once, and not at all for calls that were asked before.
 
     May be used by several threads.
+
+    Attributes:
+        generation: raised by `forget`: what was answered before is not to be kept.
     """
 
     def __init__(self, store: Store | None = None, shipped: Path = SHIPPED) -> None:
@@ -82,6 +86,7 @@ class Lookup:
             store: the user's; None takes that of the environment, at the first call.
             shipped: the folder with a folder for each GPU and compute capability.
         """
+        self.generation = 0
         self._store = store
         self._shipped = shipped
         self._lock = threading.RLock()
@@ -137,6 +142,7 @@ class Lookup:
             self._found.clear()
             self._files.clear()
             self._counts.clear()
+            self.generation += 1
 
     def _search(
         self,

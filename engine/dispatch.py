@@ -106,8 +106,8 @@ class Resolution:
         prepare: its weight preparation, or None where it takes the weights as they are.
         gradient: the row and function used where a gradient is needed.
         rejected: for each row above the chosen one, its name and the reasons.
-        config_source: where its tiling comes from: "default" where nothing was measured for it, "none" for rows that
-            have nothing to tune.
+        config_source: where its tiling comes from: "user cache", "shipped nvidia-h200", "shipped sm_90", or "default"
+            where nothing was measured for it; "none" for rows that have nothing to tune.
     """
 
     call: Call
@@ -171,8 +171,9 @@ def resolve(call: Call, backend: str = "auto", failed: Mapping[str, str] | None 
 
 def _resolved(call: Call, impl: Impl, rejected: tuple[tuple[str, tuple[str, ...]], ...]) -> Resolution:
     fn, module = _function(impl)
-    tuned_by = "default" if hasattr(module, "default_config") else "none"
-    return Resolution(call, impl, fn, getattr(module, "prepare", None), _gradient(TABLE[call.op]), rejected, tuned_by)
+    tuned = getattr(module, "TUNED", None)
+    source = "none" if tuned is None else tuned.source(call)
+    return Resolution(call, impl, fn, getattr(module, "prepare", None), _gradient(TABLE[call.op]), rejected, source)
 
 
 def _interprets(call: Call) -> bool:
