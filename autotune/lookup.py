@@ -132,6 +132,14 @@ class Lookup:
                     known = self._found[place] = candidates, found
         return known[1] or Answer(default, DEFAULT)
 
+    def entries(self, op: str, device: Device) -> list[tuple[str, Entry]]:
+        """All that files hold for an op on a GPU, each with its source, in the order in which sources are asked."""
+        targets = [(USER_CACHE, USER_CACHE, device.slug), (f"shipped {device.slug}", "shipped", device.slug)]
+        if device.sm is not None:
+            targets.append((f"shipped sm_{device.sm}", "shipped", f"sm_{device.sm}"))
+        with self._lock:
+            return [(name, entry) for name, source, target in targets for entry in self._entries(source, target, op)]
+
     def counts(self) -> dict[str, int]:
         """How many different calls each source has answered: "default" counts the misses, the other names hits."""
         return dict(self._counts)

@@ -34,8 +34,8 @@ class Tuned:
             candidates: all that a file may point at.
         """
         self._module = name.rpartition(".")[2]
-        self._default = default
-        self._candidates = candidates
+        self.default = default
+        self.candidates = candidates
         self._known: dict[tuple[Any, ...], Config] = {}
         self._generation = process_lookup().generation
 
@@ -59,7 +59,7 @@ class Tuned:
         config = self._known.get(place)
         if config is None:
             call = Call(op, device="cuda", dtype=dtype, sm=sm, **facts)
-            config = self._find(call, device).config if aligned else self._default(call, aligned=False)
+            config = self._find(call, device).config if aligned else self.default(call, aligned=False)
             self._known[place] = config
         return config
 
@@ -69,15 +69,19 @@ class Tuned:
             return DEFAULT  # a question about a GPU that is not here
         return self._find(call, torch.device(call.device)).source
 
+    def kernel_hash(self) -> str | None:
+        """Of the source as it is now."""
+        return source_hash(self._module)
+
     def _find(self, call: Call, device: torch.device) -> Answer[Config]:
         """The answer of the process' lookup."""
         return process_lookup().find(
             call,
             identify(device),
-            self._candidates,
-            self._default(call),
+            self.candidates,
+            self.default(call),
             triton=triton.__version__,
-            kernel_hash=lambda: source_hash(self._module),
+            kernel_hash=self.kernel_hash,
         )
 
 

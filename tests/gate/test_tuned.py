@@ -49,7 +49,7 @@ def written(tuner: Tuned, call: Call, config: Config, **changes: Any) -> Entry:
     tiling = Tiling(tuple(sorted(config.blocks)), config.num_warps, config.num_stages, config.max_registers)
     facts: dict[str, Any] = {
         "gpu": H200.name, "multiprocessors": 132, "sm": 90, "torch": "2.11.0", "triton": triton.__version__,
-        "driver": None, "kernel_hash": tuned.source_hash(tuner._module), "us": 10.0, "default_us": 12.0,
+        "driver": None, "kernel_hash": tuner.kernel_hash(), "us": 10.0, "default_us": 12.0,
     }  # fmt: skip
     return Entry(key_of(call), tiling, Provenance(**facts | changes))
 
@@ -93,7 +93,7 @@ def test_a_launcher_runs_with_the_measured_configuration(asked: Asked, name: str
     by_default = configurations(name)
     tuner, call = asked[-1]
     assert tuner.source(call) == DEFAULT
-    default = tuner._default(call)
+    default = tuner.default(call)
     # Another number of warps is seen whatever else a launcher makes of a candidate.
     other = next(config for config in SPACES[name].candidates if config.num_warps != default.num_warps)
     store_of().keep(H200.slug, call.op, [written(tuner, call, other)])
@@ -109,7 +109,7 @@ def test_a_launcher_runs_with_the_measured_configuration(asked: Asked, name: str
 def test_a_launcher_runs_with_its_default_where_the_entry_does_not_fit(asked: Asked, name: str, fault: str) -> None:
     by_default = configurations(name)
     tuner, call = asked[-1]
-    default = tuner._default(call)
+    default = tuner.default(call)
     other = next(config for config in SPACES[name].candidates if config.num_warps != default.num_warps)
     changes: dict[str, dict[str, Any]] = {
         "no candidate": {}, "another kernel": {"kernel_hash": "0" * 16}, "another triton": {"triton": "3.0.0"},
