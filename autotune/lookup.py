@@ -76,7 +76,7 @@ class Lookup:
     May be used by several threads.
 
     Attributes:
-        generation: raised by `forget`: what was answered before is not to be kept.
+        generation: raised by `forget` and `distrust`: what was answered before is not to be kept.
     """
 
     def __init__(self, store: Store | None = None, shipped: Path = SHIPPED) -> None:
@@ -93,6 +93,7 @@ class Lookup:
         self._found: dict[tuple[Any, ...], tuple[Any, Answer[Any] | None]] = {}
         self._files: dict[tuple[str, str, str], tuple[Entry, ...]] = {}
         self._counts: Counter[str] = Counter()
+        self._distrusted: set[tuple[str, Key, Device]] = set()
 
     def find(
         self,
@@ -144,12 +145,21 @@ class Lookup:
         """How many different calls each source has answered: "default" counts the misses, the other names hits."""
         return dict(self._counts)
 
+    def distrust(self, call: Call, device: Device, reason: str) -> None:
+        """Answer calls of this key with the default from now on: what a file says of them does not work here."""
+        with self._lock:
+            self._distrusted.add((call.op, key_of(call), device))
+            self._found.clear()
+            self.generation += 1
+        self._doubt(f"{call.op}: {reason}")
+
     def forget(self) -> None:
         """Look at the disk again, as after writing to the store; the counts begin anew."""
         with self._lock:
             self._found.clear()
             self._files.clear()
             self._counts.clear()
+            self._distrusted.clear()
             self.generation += 1
 
     def _search(
@@ -161,6 +171,8 @@ class Lookup:
         triton: str,
         kernel_hash: Callable[[], str | None],
     ) -> Answer[C] | None:
+        if (op, key, device) in self._distrusted:
+            return None
         for source, entries in self._sources(key, op, device, triton, kernel_hash):
             tilings = {entry.tiling for entry in entries}
             if len(tilings) > 1:

@@ -19,7 +19,7 @@ from typing import Any
 from .contract import Call, Impl, Requires
 from .errors import BackendError
 
-__all__ = ["TABLE", "Resolution", "backends", "explain", "resolve"]
+__all__ = ["TABLE", "Resolution", "backends", "distrust", "explain", "resolve"]
 
 log = logging.getLogger("padless")
 
@@ -174,6 +174,18 @@ def _resolved(call: Call, impl: Impl, rejected: tuple[tuple[str, tuple[str, ...]
     tuned = getattr(module, "TUNED", None)
     source = "none" if tuned is None else tuned.source(call)
     return Resolution(call, impl, fn, getattr(module, "prepare", None), _gradient(TABLE[call.op]), rejected, source)
+
+
+def distrust(resolution: Resolution, failure: str) -> bool:
+    """Have the row's default tiling serve where one that was measured failed; False where there is no other to try.
+
+    Args:
+        resolution: whose row failed when it was called.
+        failure: how, for the log.
+    """
+    _, module = _function(resolution.impl)
+    tuned = getattr(module, "TUNED", None)
+    return tuned is not None and tuned.distrust(resolution.call, failure)
 
 
 def _interprets(call: Call) -> bool:

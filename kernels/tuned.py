@@ -69,6 +69,18 @@ class Tuned:
             return DEFAULT  # a question about a GPU that is not here
         return self._find(call, torch.device(call.device)).source
 
+    def distrust(self, call: Call, reason: str) -> bool:
+        """Serve calls of this kind with the default from now on; False where it is the default that serves.
+
+        Args:
+            call: the facts.
+            reason: how the configuration failed, for the log.
+        """
+        if self.source(call) == DEFAULT:
+            return False
+        process_lookup().distrust(call, identify(call.device), reason)
+        return True
+
     def kernel_hash(self) -> str | None:
         """Of the source as it is now."""
         return source_hash(self._module)
