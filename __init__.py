@@ -80,7 +80,15 @@ if TYPE_CHECKING:
         ModernBertForTokenClassification,
         ModernBertModel,
     )
-    from .engine.models.mt5 import MT5Config, MT5EncoderModel, MT5ForTokenClassification
+    from .engine.models.mt5 import (
+        MT5Config,
+        MT5EncoderModel,
+        MT5ForConditionalGeneration,
+        MT5ForQuestionAnswering,
+        MT5ForSequenceClassification,
+        MT5ForTokenClassification,
+        MT5Model,
+    )
     from .engine.tokenization import (
         AutoTokenizer,
         BatchEncoding,
@@ -130,7 +138,11 @@ __all__ = [
     "JobError",
     "MT5Config",
     "MT5EncoderModel",
+    "MT5ForConditionalGeneration",
+    "MT5ForQuestionAnswering",
+    "MT5ForSequenceClassification",
     "MT5ForTokenClassification",
+    "MT5Model",
     "MT5Tokenizer",
     "MT5TokenizerFast",
     "MegatronBertConfig",
@@ -240,7 +252,15 @@ _NAMES_OF = {
         "ModernBertForTokenClassification",
         "ModernBertModel",
     ),
-    ".engine.models.mt5": ("MT5Config", "MT5EncoderModel", "MT5ForTokenClassification"),
+    ".engine.models.mt5": (
+        "MT5Config",
+        "MT5EncoderModel",
+        "MT5ForConditionalGeneration",
+        "MT5ForQuestionAnswering",
+        "MT5ForSequenceClassification",
+        "MT5ForTokenClassification",
+        "MT5Model",
+    ),
     ".engine.tokenization": (
         "AutoTokenizer",
         "BatchEncoding",

@@ -41,7 +41,15 @@ CLASSES = {
         "ForTokenClassification",
         "ForQuestionAnswering",
     ),
-    "mt5": ("Config", "EncoderModel", "ForTokenClassification"),
+    "mt5": (
+        "Config",
+        "EncoderModel",
+        "Model",
+        "ForConditionalGeneration",
+        "ForSequenceClassification",
+        "ForTokenClassification",
+        "ForQuestionAnswering",
+    ),
 }
 """`model_type` -> the classes of the family, without what their names begin with."""
 

@@ -23,7 +23,16 @@ from .folded_norm import FoldedNorm
 from .parameters import Embedding, Linear
 from .record import Record
 
-__all__ = ["MT5Attention", "MT5Block", "MT5FeedForward", "ScaleNorm"]
+__all__ = [
+    "MT5Attention",
+    "MT5Block",
+    "MT5FeedForward",
+    "MT5FeedForwardLayer",
+    "MT5Heads",
+    "MT5Layer",
+    "ScaleNorm",
+    "added",
+]
 
 
 class ScaleNorm(Block):
@@ -54,13 +63,13 @@ class FullPrecisionLinear(Linear):
         return super()._apply(without_half, recurse)
 
 
-class MT5Attention(JoinedLayers):
-    """Full self-attention, its scores not scaled, and the projection of its output onto the residual stream.
+class MT5Heads(JoinedLayers):
+    """The projections of an attention: onto queries, keys and values, and back onto the residual stream.
 
     The first layer's has the table of the relative positions, which all layers add to their scores.
     """
 
-    def __init__(self, config: Any, has_relative_attention_bias: bool) -> None:
+    def __init__(self, config: Any, has_relative_attention_bias: bool = False) -> None:
         super().__init__()
         self.heads, self.head_dim, self.dropout = config.num_heads, config.d_kv, config.dropout_rate
         inner = self.heads * self.head_dim
@@ -71,10 +80,34 @@ class MT5Attention(JoinedLayers):
         if has_relative_attention_bias:
             self.relative_attention_bias = Embedding(config.relative_attention_num_buckets, self.heads)
         self._share()
+        self.project = linear_op(self.o, residual=True)
+
+    def split(self, product: Tensor) -> tuple[Tensor, ...]:
+        """`[tokens, n * heads * head_dim]` to n times `[tokens, heads, head_dim]`."""
+        return product.view(len(product), -1, self.heads, self.head_dim).unbind(1)
+
+    def fill(self, factor: float) -> None:
+        """Values to begin training with: the scores are not scaled, so the queries' weights are."""
+        width = self.q.in_features
+        nn.init.normal_(self.q.weight, std=factor * (width * self.head_dim) ** -0.5)
+        nn.init.normal_(self.k.weight, std=factor * width**-0.5)
+        nn.init.normal_(self.v.weight, std=factor * width**-0.5)
+        nn.init.normal_(self.o.weight, std=factor * self.o.in_features**-0.5)
+        if hasattr(self, "relative_attention_bias"):
+            nn.init.normal_(self.relative_attention_bias.weight, std=factor * width**-0.5)
+
+    def _together(self) -> tuple[nn.Linear, ...]:
+        return self.q, self.k, self.v
+
+
+class MT5Attention(MT5Heads):
+    """Full self-attention, its scores not scaled, and the projection of its output onto the residual stream."""
+
+    def __init__(self, config: Any, has_relative_attention_bias: bool) -> None:
+        super().__init__(config, has_relative_attention_bias)
         self.qkv = linear_op(self.q, self.k, self.v)
         distance = config.relative_attention_max_distance
         self.attention = attention_op(self.head_dim, bias="t5", softmax_scale=1.0, bias_max_distance=distance)
-        self.project = linear_op(self.o, residual=True)
 
     def forward(
         self,
@@ -91,22 +124,9 @@ class MT5Attention(JoinedLayers):
         `qkv` is what the product of x gives, if the caller has it; memo as of `residual_added`.
         """
         dropout = self.dropout if self.training else 0.0
-        q, k, v = (self.qkv(x) if qkv is None else qkv).view(-1, 3, self.heads, self.head_dim).unbind(1)
+        q, k, v = self.split(self.qkv(x) if qkv is None else qkv)
         context = attend(self.attention, q, k, v, batch, record, dropout=dropout, position_bias=position_bias)
-        return _added(residual, self.project, context, dropout, memo)
-
-    def fill(self, factor: float) -> None:
-        """Values to begin training with: the scores are not scaled, so the queries' weights are."""
-        width = self.q.in_features
-        nn.init.normal_(self.q.weight, std=factor * (width * self.head_dim) ** -0.5)
-        nn.init.normal_(self.k.weight, std=factor * width**-0.5)
-        nn.init.normal_(self.v.weight, std=factor * width**-0.5)
-        nn.init.normal_(self.o.weight, std=factor * self.o.in_features**-0.5)
-        if hasattr(self, "relative_attention_bias"):
-            nn.init.normal_(self.relative_attention_bias.weight, std=factor * width**-0.5)
-
-    def _together(self) -> tuple[nn.Linear, ...]:
-        return self.q, self.k, self.v
+        return added(residual, self.project, context, dropout, memo)
 
 
 class MT5FeedForward(JoinedLayers):
@@ -138,7 +158,7 @@ class MT5FeedForward(JoinedLayers):
         product = (self.up(x, **options) if inner is None else inner).to(self.inner_dtype)
         if dropout:
             product = F.dropout(product, dropout)
-        return _added(residual, self.down, product, dropout, memo)
+        return added(residual, self.down, product, dropout, memo)
 
     def _bind_own(self) -> None:
         super()._bind_own()
@@ -155,7 +175,7 @@ class MT5FeedForward(JoinedLayers):
         return (self.wi_0, self.wi_1) if self.gated else (self.wi,)
 
 
-class _Layer(Block):
+class MT5Layer(Block):
     """A norm, and what it stands in front of.
 
     Attributes:
@@ -164,7 +184,7 @@ class _Layer(Block):
 
     folded: FoldedNorm
 
-    def memo_for(self, reader: _Layer, batch: PackedBatch, *around: nn.Module) -> Memo | None:
+    def memo_for(self, reader: MT5Layer, batch: PackedBatch, *around: nn.Module) -> Memo | None:
         """Where to leave the statistics of what this layer returns, for the layer that is called with it next.
 
         Args:
@@ -175,7 +195,7 @@ class _Layer(Block):
         return reader.folded.asks(batch.memo, *self.children(), self, *around)
 
 
-class _AttentionLayer(_Layer):
+class _AttentionLayer(MT5Layer):
     """Norm and attention."""
 
     def __init__(self, config: Any, has_relative_attention_bias: bool) -> None:
@@ -198,7 +218,7 @@ class _AttentionLayer(_Layer):
         return self.SelfAttention(self.layer_norm(x), x, batch, position_bias, record, None, memo)
 
 
-class _FeedForwardLayer(_Layer):
+class MT5FeedForwardLayer(MT5Layer):
     """Norm and feed-forward."""
 
     def __init__(self, config: Any) -> None:
@@ -218,7 +238,7 @@ class MT5Block(Block):
 
     def __init__(self, config: Any, has_relative_attention_bias: bool) -> None:
         super().__init__()
-        self.layer = nn.ModuleList([_AttentionLayer(config, has_relative_attention_bias), _FeedForwardLayer(config)])
+        self.layer = nn.ModuleList([_AttentionLayer(config, has_relative_attention_bias), MT5FeedForwardLayer(config)])
 
     @property
     def position_bias(self) -> Tensor:
@@ -230,14 +250,14 @@ class MT5Block(Block):
     def forward(self, x: Tensor, batch: PackedBatch, position_bias: Tensor, record: Record | None = None) -> Tensor:
         """`[tokens, d_model]` to `[tokens, d_model]`, of the residual stream; position_bias `[buckets, heads]`."""
         attention, feed_forward = self.layer
-        if not (isinstance(attention, _Layer) and isinstance(feed_forward, _Layer)):
+        if not (isinstance(attention, MT5Layer) and isinstance(feed_forward, MT5Layer)):
             return feed_forward(attention(x, batch, position_bias, record), batch)
         x = attention(x, batch, position_bias, record, attention.memo_for(feed_forward, batch))
         # The next block begins as this one does.
         return feed_forward(x, batch, feed_forward.memo_for(attention, batch, self))
 
 
-def _added(residual: Tensor, project: BoundOp, x: Tensor, dropout: float, memo: Memo | None) -> Tensor:
+def added(residual: Tensor, project: BoundOp, x: Tensor, dropout: float, memo: Memo | None) -> Tensor:
     """`residual + project(x)`, in the residual's dtype; memo as of `residual_added`."""
     if dropout:
         return residual + F.dropout(project(x), dropout)

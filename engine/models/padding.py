@@ -57,6 +57,30 @@ class Layout:
         flat = x.flatten(0, 1)
         return flat if self.slots is None else flat[self.slots]
 
+    def unpack_weights(self, weights: Sequence[Tensor], keys: Layout | None = None) -> Tensor:
+        """Of every sequence `[heads, length, length of what it sees]` to `[batch, heads, sequence, …]`, zero elsewhere.
+
+        Args:
+            weights: of an attention whose keys are not its queries.
+            keys: where the keys stand in the caller's tensors; None for those of a cache, which stand on the left.
+        """
+        if not weights:
+            return torch.zeros(0, 0, 0, 0)
+        width = max(w.shape[2] for w in weights) if keys is None or keys.shape is None else keys.shape[1]
+        height = max(w.shape[1] for w in weights) if self.shape is None else self.shape[1]
+        padded = weights[0].new_zeros(len(weights), weights[0].shape[0], height, width)
+        rows = self._places([w.shape[1] for w in weights], weights[0].device)
+        columns = (keys or Layout())._places([w.shape[2] for w in weights], weights[0].device)
+        for text, (weight, row, column) in enumerate(zip(weights, rows, columns, strict=True)):
+            padded[text, :, row[:, None], column] = weight
+        return padded
+
+    def _places(self, lengths: Sequence[int], device: torch.device) -> list[Tensor]:
+        """Of every text, int64 `[length]`: the column of each token."""
+        if self.slots is None or self.shape is None:
+            return [torch.arange(length, device=device) for length in lengths]
+        return list((self.slots % self.shape[1]).split(list(lengths)))
+
     def unpack_attention(self, weights: Sequence[Tensor]) -> Tensor:
         """Of every text `[heads, length, length]` to `[batch, heads, sequence, sequence]`, zero at padding.
 

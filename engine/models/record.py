@@ -20,12 +20,14 @@ class Record:
         wants_attentions: keep softmax weights, which makes eager serve the attention.
         hidden_states: `[tokens, hidden]` each.
         attentions: of every layer, of every text `[heads, length, length]`.
+        cross_attentions: of every layer of a decoder, of every sequence `[heads, length, length of its text]`.
     """
 
     wants_hidden_states: bool = False
     wants_attentions: bool = False
     hidden_states: list[Tensor] = field(default_factory=list)
     attentions: list[list[Tensor]] = field(default_factory=list)
+    cross_attentions: list[list[Tensor]] = field(default_factory=list)
 
     def hidden_state(self, x: Tensor) -> None:
         """Keep `[tokens, hidden]`, if that is asked for."""

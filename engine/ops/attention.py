@@ -86,6 +86,7 @@ def attention_with_weights(
     cu_seqlens: Tensor,
     max_seqlen: int,
     *,
+    cu_seqlens_k: Tensor | None = None,
     window: tuple[int, int] = (-1, -1),
     causal: bool = False,
     softmax_scale: float | None = None,
@@ -94,16 +95,16 @@ def attention_with_weights(
     bias_bidirectional: bool = True,
     dropout: float = 0.0,
 ) -> tuple[Tensor, list[Tensor]]:
-    """`varlen_attention` of texts to themselves, for what no fused kernel can serve: its weights, and dropout on them.
+    """`varlen_attention` for what no fused kernel can serve: its weights, and dropout on them.
 
     Args:
         dropout: probability with which a weight is set to 0; the others are scaled by `1 / (1 - dropout)`.
 
     Returns:
-        The attention, and for every text its softmax weights, before dropout, `[heads, length, length]` in q's dtype.
+        The attention, and for every text its softmax weights, before dropout, `[heads, length, length_k]` in q's dtype.
     """
     outputs, kept = [q.new_zeros(0, *q.shape[1:])], []
-    for queries, keys, values in _texts(q, k, v, cu_seqlens, cu_seqlens):
+    for queries, keys, values in _texts(q, k, v, cu_seqlens, cu_seqlens if cu_seqlens_k is None else cu_seqlens_k):
         weights, _ = _weights(
             queries, keys, window, causal, softmax_scale, position_bias, bias_max_distance, bias_bidirectional
         )
