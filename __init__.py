@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     )
     from .engine.models.megatron_bert import (
         MegatronBertConfig,
+        MegatronBertForCausalLM,
         MegatronBertForMaskedLM,
         MegatronBertForMultipleChoice,
         MegatronBertForNextSentencePrediction,
@@ -146,6 +147,7 @@ __all__ = [
     "MT5Tokenizer",
     "MT5TokenizerFast",
     "MegatronBertConfig",
+    "MegatronBertForCausalLM",
     "MegatronBertForMaskedLM",
     "MegatronBertForMultipleChoice",
     "MegatronBertForNextSentencePrediction",
@@ -223,6 +225,7 @@ _NAMES_OF = {
     ),
     ".engine.models.megatron_bert": (
         "MegatronBertConfig",
+        "MegatronBertForCausalLM",
         "MegatronBertForMaskedLM",
         "MegatronBertForMultipleChoice",
         "MegatronBertForNextSentencePrediction",

@@ -19,6 +19,7 @@ __all__ = [
     "BaseModelOutput",
     "BaseModelOutputWithPooling",
     "BaseModelOutputWithPoolingAndCrossAttentions",
+    "CausalLMOutputWithCrossAttentions",
     "MaskedLMOutput",
     "ModelOutput",
     "MultipleChoiceModelOutput",
@@ -127,6 +128,18 @@ class BaseModelOutputWithPoolingAndCrossAttentions(BaseModelOutputWithPooling):
     """Of a bare model that has a decoder's form as well; what only that has stays None."""
 
     past_key_values: Any = None
+    cross_attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class CausalLMOutputWithCrossAttentions(ModelOutput):
+    """`logits [batch, sequence, vocab]`; `past_key_values` is a `KeyValueCache` of `engine/models/kv_cache.py`."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: Any = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
     cross_attentions: tuple[Tensor, ...] | None = None
 
 

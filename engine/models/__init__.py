@@ -30,7 +30,7 @@ _BERT_TASKS = (
 
 CLASSES = {
     "bert": ("Config", "Model", *_BERT_TASKS),
-    "megatron-bert": ("Config", "Model", *_BERT_TASKS),
+    "megatron-bert": ("Config", "Model", *_BERT_TASKS, "ForCausalLM"),
     "mobilebert": ("Config", "Model", *_BERT_TASKS),
     "modernbert": (
         "Config",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +48,22 @@ class Decoding:
     cache: KeyValueCache | None = None
     place: Placement | None = None
     record: Record | None = None
+
+    @property
+    def across(self) -> bool:
+        """Whether there is anything to attend to across."""
+        return self.texts is not None or (self.cache is not None and self.cache.texts is not None)
+
+    def cross(self, layer: int, project: Callable[[Tensor], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Keys and values of the texts for one layer, `[tokens, heads, head_dim]` each; kept where there is a cache."""
+        kept = None if self.cache is None else self.cache.layers[layer]
+        if kept is not None and kept.cross is not None:
+            return kept.cross
+        assert self.texts is not None
+        found = project(self.texts.hidden)
+        if kept is not None:
+            kept.cross = found
+        return found
 
     @property
     def wants_attentions(self) -> bool:

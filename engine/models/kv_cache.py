@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from ..batch import PackedBatch
 from ..errors import InputError
 
-__all__ = ["CrossKeys", "KeyValueCache", "LayerCache", "Placement"]
+__all__ = ["CrossKeys", "KeyValueCache", "LayerCache", "Placement", "texts_of"]
 
 SMALLEST_CAPACITY = 16
 
@@ -212,6 +212,11 @@ class KeyValueCache:
                     larger = slots.new_zeros(slots.shape[0], capacity, *slots.shape[2:])
                     larger[:, :old] = slots
                     setattr(layer, name, larger.flatten(0, 1))
+
+
+def texts_of(batch: PackedBatch) -> CrossKeys:
+    """One sequence for each text of a batch."""
+    return CrossKeys(batch.cu_seqlens, batch.lengths, torch.arange(len(batch), device=batch.cu_seqlens.device))
 
 
 def _ranges(starts: Tensor, lengths: Tensor) -> Tensor:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..batch import PackedBatch
 from ..errors import InputError
 
-__all__ = ["IGNORED", "class_loss", "sequence_loss", "span_loss"]
+__all__ = ["IGNORED", "class_loss", "next_token_loss", "sequence_loss", "span_loss"]
 
 IGNORED = -100
 """Label of what does not count."""
@@ -38,6 +39,24 @@ def class_loss(logits: Tensor, labels: Tensor, ignored: int = IGNORED) -> Tensor
         if len(wrong):
             raise InputError(f"labels: expected 0 to {logits.shape[-1] - 1}, or {ignored}, got {wrong[0].item()}")
     return F.cross_entropy(_wide(logits), flat, ignore_index=ignored)
+
+
+def next_token_loss(logits: Tensor, labels: Tensor, batch: PackedBatch) -> Tensor:
+    """Mean cross-entropy of each label with what was predicted one token before it, within each text.
+
+    Args:
+        logits: `[tokens, classes]`, packed.
+        labels: int64 `[tokens]`, packed; -100 leaves one out.
+        batch: where the texts begin and end.
+
+    Raises:
+        InputError: another number of labels, or one that is no class.
+    """
+    if len(labels) != len(logits):
+        raise InputError(f"labels: expected {len(logits)} of them, got shape {list(labels.shape)}")
+    following = labels.roll(-1)
+    ends = batch.cu_seqlens[1:][batch.cu_seqlens.diff() > 0].long() - 1
+    return class_loss(logits, following.index_fill(0, ends.to(following.device), IGNORED))
 
 
 def sequence_loss(logits: Tensor, labels: Tensor, problem_type: str | None) -> Tensor:

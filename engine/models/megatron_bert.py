@@ -5,6 +5,7 @@ What the embeddings and the layers add up is never normalised on its way; one no
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -14,15 +15,22 @@ from ..batch import PackedBatch
 from ..config import ModelConfig
 from ..errors import ConfigError
 from ..memo import Memo
-from ..outputs import BaseModelOutputWithPooling, BaseModelOutputWithPoolingAndCrossAttentions
+from ..outputs import (
+    BaseModelOutputWithPooling,
+    BaseModelOutputWithPoolingAndCrossAttentions,
+    CausalLMOutputWithCrossAttentions,
+)
 from ..weights import NameRules
 from .activations import ACTIVATIONS, check_activation
-from .bare import BareModel
 from .bert import BertEmbeddings
 from .blocks import Block, FeedForward, ResidualProjection, SelfAttention, norm_op
+from .causal import CausalModel
 from .checkpointing import LayerStack
+from .decoding import Decoding
 from .folded_norm import FoldedNorm
 from .heads import Pooler
+from .losses import next_token_loss
+from .megatron_decoder import MegatronBertDecoder
 from .parameters import LayerNorm
 from .pretrained import PreTrainedModel
 from .pretraining import CLS_VOCABULARY, ClsForMaskedLM, ClsForNextSentencePrediction, ClsForPreTraining
@@ -37,6 +45,7 @@ from .tasks import (
 
 __all__ = [
     "MegatronBertConfig",
+    "MegatronBertForCausalLM",
     "MegatronBertForMaskedLM",
     "MegatronBertForMultipleChoice",
     "MegatronBertForNextSentencePrediction",
@@ -48,11 +57,14 @@ __all__ = [
 ]
 
 
+logger = logging.getLogger(__name__)
+
+
 @dataclass(kw_only=True)
 class MegatronBertConfig(ModelConfig):
     """Fields and defaults of a MegatronBERT `config.json`; sizes in channels, tokens or rows.
 
-    `is_decoder`, `add_cross_attention` and `use_cache` are of its decoder, which the classes here are not.
+    With `is_decoder` no token sees those behind it; `add_cross_attention` and `use_cache` are of such models alone.
     """
 
     model_type: ClassVar[str] = "megatron-bert"
@@ -81,6 +93,8 @@ class MegatronBertConfig(ModelConfig):
         check_activation(source, "hidden_act", self.hidden_act)
         if self.type_vocab_size < 1:
             raise ConfigError(f"{source}: type_vocab_size: expected at least 1, got {self.type_vocab_size}")
+        if self.add_cross_attention and not self.is_decoder:
+            raise ConfigError(f"{source}: add_cross_attention: expected is_decoder beside it, got false")
         if self.hidden_size % self.num_attention_heads:
             raise ConfigError(
                 f"{source}: hidden_size: expected a multiple of num_attention_heads ({self.num_attention_heads}), "
@@ -166,22 +180,17 @@ class MegatronBertFamily(PreTrainedModel):
     unused_arguments = frozenset({"use_cache"})
 
 
-class MegatronBertModel(MegatronBertFamily, BareModel):
-    """The encoder, with the pooler of its pre-training unless `add_pooling_layer` is false.
-
-    Raises:
-        ConfigError: the configuration is a decoder's.
+class MegatronBertModel(MegatronBertFamily, CausalModel):
+    """The encoder, or by its configuration a decoder, with the pooler of its pre-training unless `add_pooling_layer` is
+    false.
     """
 
     output_class = BaseModelOutputWithPoolingAndCrossAttentions
 
     def __init__(self, config: MegatronBertConfig, add_pooling_layer: bool = True) -> None:
         super().__init__(config)
-        for field in ("is_decoder", "add_cross_attention"):
-            if getattr(config, field):
-                raise ConfigError(f"{type(self).__name__}: {field}: the decoder is not built yet, expected false")
         self.embeddings = BertEmbeddings(config, normalised=False)
-        self.encoder = MegatronBertEncoder(config)
+        self.encoder = MegatronBertDecoder(config) if config.is_decoder else MegatronBertEncoder(config)
         self.pooler = Pooler(config.hidden_size) if add_pooling_layer else None
 
     @classmethod
@@ -196,7 +205,18 @@ class MegatronBertModel(MegatronBertFamily, BareModel):
 
     def _run(self, batch: PackedBatch, inputs_embeds: Tensor | None = None, record: Record | None = None) -> Tensor:
         """The last hidden state, `[tokens, hidden]`; `inputs_embeds` are `[tokens, hidden]`."""
+        if self.is_decoder:
+            return self.decode(Decoding(batch, record=record), inputs_embeds)
         return self.encoder(self.embeddings(batch, inputs_embeds), batch, record)
+
+    def decode(self, decoding: Decoding, inputs_embeds: Tensor | None = None) -> Tensor:
+        """The last hidden state of the new tokens of a decoder, `[tokens, hidden]`."""
+        return self.encoder(self.embeddings(decoding.batch, inputs_embeds), decoding)
+
+    @property
+    def decoder_layers(self) -> int:
+        """Layers, each with keys and values of its own."""
+        return len(self.encoder.layer)
 
     def forward(
         self,
@@ -214,11 +234,25 @@ class MegatronBertModel(MegatronBertFamily, BareModel):
         return_dict: bool | None = None,
         **others: Any,
     ) -> BaseModelOutputWithPooling | tuple[Any, ...]:
-        """Encode a batch; as `BareModel.forward`. The arguments named here only belong to a decoder and are refused.
+        """Encode a batch, or decode it; as `BareModel.forward`, with what only a decoder takes.
+
+        Args:
+            encoder_hidden_states: `[batch, sequence, hidden]`, to attend to across.
+            encoder_attention_mask: of those, zero where there is no token.
+            past_key_values: what an earlier call returned; the inputs are then those tokens that it has not seen.
+            use_cache: return `past_key_values`; None is the configuration's, and no in training.
 
         Raises:
-            OptionError: `encoder_hidden_states`, `encoder_attention_mask` or `past_key_values` is given.
+            OptionError: an encoder is given `encoder_hidden_states`, `encoder_attention_mask` or `past_key_values`.
         """
+        if self.is_decoder:
+            encoded = self.decode_inputs(
+                input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, encoder_hidden_states,
+                encoder_attention_mask, past_key_values, use_cache, output_attentions, output_hidden_states,
+                return_dict, others,
+            )  # fmt: skip
+            pooled = None if self.pooler is None else self.pooler(encoded.first_tokens())
+            return encoded.leave(self.output_class(encoded.layout.unpack(encoded.hidden), pooled))
         decoders = {
             "encoder_hidden_states": encoder_hidden_states,
             "encoder_attention_mask": encoder_attention_mask,
@@ -280,6 +314,65 @@ class MegatronBertForMaskedLM(MegatronBertTask, ClsForMaskedLM):
             output_attentions=output_attentions, output_hidden_states=output_hidden_states, return_dict=return_dict,
             encoder_hidden_states=encoder_hidden_states, encoder_attention_mask=encoder_attention_mask, **others,
         )  # fmt: skip
+
+
+class MegatronBertForCausalLM(MegatronBertTask, ClsForMaskedLM):
+    """MegatronBERT that predicts the next token; a decoder where `is_decoder` is set, as it should be."""
+
+    def __init__(self, config: MegatronBertConfig) -> None:
+        super().__init__(config)
+        if not config.is_decoder:
+            logger.warning("MegatronBertForCausalLM: is_decoder is false: every token sees those behind it")
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Tensor | PackedBatch | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        past_key_values: Any = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **others: Any,
+    ) -> CausalLMOutputWithCrossAttentions | tuple[Any, ...]:
+        """Predict what follows each token; as `MegatronBertModel.forward`.
+
+        Args:
+            labels: int64 `[batch, sequence]`, the inputs themselves: each is held against what the token before it
+                predicts; -100 leaves one out.
+            logits_to_keep: of so many last columns; 0 of all, or indices of columns.
+
+        Returns:
+            `logits [batch, sequence, vocab]`, zeros at padding.
+        """
+        model = self.base_model
+        if model.is_decoder:
+            use_cache = False if labels is not None else use_cache
+            encoded = model.decode_inputs(
+                input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, encoder_hidden_states,
+                encoder_attention_mask, past_key_values, use_cache, output_attentions, output_hidden_states,
+                return_dict, others,
+            )  # fmt: skip
+        else:
+            encoded = self.encode_inputs(
+                input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, output_attentions,
+                output_hidden_states, return_dict,
+                {**others, "encoder_hidden_states": encoder_hidden_states, "past_key_values": past_key_values},
+            )  # fmt: skip
+        logits = self.masked_lm_logits(encoded.hidden)
+        loss = None if labels is None else next_token_loss(logits, encoded.layout.pack(labels, "labels"), encoded.batch)
+        shown = encoded.layout.unpack(logits)
+        if encoded.layout.shape is not None and not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            shown = shown[:, kept]
+        return encoded.leave(CausalLMOutputWithCrossAttentions(loss, shown))
 
 
 class MegatronBertForNextSentencePrediction(MegatronBertTask, ClsForNextSentencePrediction):

@@ -56,18 +56,12 @@ class MT5CrossAttention(MT5Heads, AttendsAcross):
         """x `[tokens, d_model]`, normalised, or query, what its product gives, to `[tokens, d_model]`."""
         dropout = self.dropout if self.training else 0.0
         (q,) = self.split(self.query(x) if query is None else query)
-        context = self.attend_across(q, *self._keys_and_values(decoding), decoding, dropout)
+        keys, values = decoding.cross(self.layer, self._keys_and_values)
+        context = self.attend_across(q, keys, values, decoding, dropout)
         return added(residual, self.project, context, dropout, memo)
 
-    def _keys_and_values(self, decoding: Decoding) -> tuple[Tensor, ...]:
-        """`[tokens of the texts, heads, head_dim]` each; projected once where they can be kept."""
-        kept = None if decoding.cache is None else decoding.cache.layers[self.layer]
-        if kept is not None and kept.cross is not None:
-            return kept.cross
-        assert decoding.texts is not None
-        keys, values = self.split(self.kv(decoding.texts.hidden))
-        if kept is not None:
-            kept.cross = keys, values
+    def _keys_and_values(self, texts: Tensor) -> tuple[Tensor, Tensor]:
+        keys, values = self.split(self.kv(texts))
         return keys, values
 
     def _together(self) -> tuple[nn.Linear, ...]:

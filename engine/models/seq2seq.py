@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor
 
 from ..batch import PackedBatch
@@ -15,7 +14,7 @@ from ..errors import InputError, OptionError
 from ..outputs import ModelOutput
 from .bare import BareModel
 from .decoding import Decoding, Texts
-from .kv_cache import CrossKeys, KeyValueCache
+from .kv_cache import KeyValueCache, texts_of
 from .padding import Layout, PackedInputs
 from .record import Record
 
@@ -77,7 +76,7 @@ class EncoderDecoder(BareModel):
     def start_decoding(self, texts: Texts, capacity: int = 0) -> KeyValueCache:
         """An empty cache for one sequence a text, with room for so many tokens."""
         cache = KeyValueCache.empty(self.decoder_layers, capacity)
-        cache.texts = _cross_keys(texts.batch)
+        cache.texts = texts_of(texts.batch)
         return cache
 
     def pass_through(
@@ -223,8 +222,3 @@ class EncoderDecoder(BareModel):
             outputs["decoder_attentions"] = tuple(layout.unpack_weights(w, own) for w in record.attentions)
             outputs["cross_attentions"] = tuple(layout.unpack_weights(w, side.layout) for w in record.cross_attentions)
         return Decoded(hidden, inputs, outputs, as_tuple)
-
-
-def _cross_keys(batch: PackedBatch) -> CrossKeys:
-    owners = torch.arange(len(batch), device=batch.cu_seqlens.device)
-    return CrossKeys(batch.cu_seqlens, batch.lengths, owners)
