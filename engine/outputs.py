@@ -124,10 +124,14 @@ class BaseModelOutputWithPooling(ModelOutput):
 
 
 @dataclass
-class BaseModelOutputWithPoolingAndCrossAttentions(BaseModelOutputWithPooling):
-    """Of a bare model that has a decoder's form as well; what only that has stays None."""
+class BaseModelOutputWithPoolingAndCrossAttentions(ModelOutput):
+    """Of a bare model that has a decoder's form as well; what only that has stays None in an encoder."""
 
+    last_hidden_state: Tensor | None = None
+    pooler_output: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
     past_key_values: Any = None
+    attentions: tuple[Tensor, ...] | None = None
     cross_attentions: tuple[Tensor, ...] | None = None
 
 
