@@ -47,6 +47,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "engine.tokenization",
         "engine.tokenization.*",
     ),
+    "generate": ("engine.generate", "engine.generate.*"),
     "models": ("engine.models", "engine.models.*", "engine.auto"),
     "encoder": (
         "engine.cuda_graphs",
@@ -81,6 +82,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "ops": ("contract", "memo"),
     "weights": ("data",),
     "folder": ("data", "hub"),
+    "generate": ("data",),
     "models": ("bind", "ops", "memo", "data", "weights", "hub", "precision"),
     "encoder": ("models", "bind", "ops", "dispatch", "data", "weights", "hub", "precision", "folder", "device"),
     "jobs": ("encoder", "data", "public"),

@@ -1,0 +1,280 @@
+"""The options of a call of `generate`: from its arguments, `generation_config.json` and the model's configuration."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+
+from ..config import LARGEST_CONFIG, read_json
+from ..errors import ConfigError, OptionError
+from .rules import IDLE, IDLE_ARGUMENTS, RULES, SAMPLING_ONLY, WITHOUT_EFFECT, Unexpected
+
+__all__ = ["GENERATION_CONFIG_NAME", "GenerationOptions", "read_generation_config"]
+
+GENERATION_CONFIG_NAME = "generation_config.json"
+
+DEFAULT_NEW_TOKENS = 20
+"""Where no source names a length."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationOptions:
+    """Checked options, in transformers' names and with its defaults; made by `resolve`.
+
+    Attributes:
+        vocab_size: tokens that the model can choose from.
+        max_position_embeddings: where generation ends if no source names a length; None for no such end.
+        asked: names that came as arguments of the call.
+        max_new_tokens: the most tokens behind a prompt; counts before `max_length`.
+        max_length: the most tokens of a sequence, its prompt included.
+        min_length: before so many tokens, prompt included, no sequence ends.
+        min_new_tokens: the same without the prompt; counts before `min_length`.
+        num_beams: 1 is no beam search.
+        early_stopping: whether a beam search ends with its `num_beams`-th finished sequence (True), when a better one
+            is unlikely (False) or impossible ("never").
+        length_penalty: exponent of the length by which a beam's log probability is divided; above 0 favours long ones.
+        no_repeat_ngram_size: no sequence holds so many tokens in a row twice, its prompt included; 0 for off.
+        repetition_penalty: divides positive logits of tokens that a sequence holds, multiplies negative ones.
+        bad_words_ids: tokens, or tokens in a row, that are never chosen.
+        forced_bos_token_id: the second token of each sequence.
+        forced_eos_token_id: what the last token is chosen from, where a sequence comes to its full length.
+        suppress_tokens: never chosen.
+        begin_suppress_tokens: never chosen as the first new token, or the second behind `forced_bos_token_id`.
+        do_sample: draw tokens instead of taking the likeliest.
+        temperature: divides logits before a token is drawn.
+        top_k: draw from so many likeliest tokens; 0 for all.
+        top_p: draw from the likeliest tokens that have this probability together.
+        seed: of the random numbers of this call.
+        generator: source of the random numbers, on the model's device; torch's own without it and without a seed.
+        num_return_sequences: sequences for each prompt.
+        eos_token_id: each of them ends a sequence.
+        pad_token_id: what stands behind finished sequences; without one the first end token.
+        bos_token_id: start token of a decoder that has no other.
+        decoder_start_token_id: start token of an encoder-decoder's decoder; several: one for each text.
+        output_scores: keep the processed logits (log probabilities for beams) of each step.
+        return_dict_in_generate: whether a caller of transformers' spelling wants more than the sequences.
+    """
+
+    vocab_size: int
+    max_position_embeddings: int | None = None
+    asked: frozenset[str] = frozenset()
+    max_new_tokens: int | None = None
+    max_length: int | None = None
+    min_length: int = 0
+    min_new_tokens: int | None = None
+    num_beams: int = 1
+    early_stopping: bool | Literal["never"] = False
+    length_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    repetition_penalty: float = 1.0
+    bad_words_ids: tuple[tuple[int, ...], ...] = ()
+    forced_bos_token_id: int | None = None
+    forced_eos_token_id: tuple[int, ...] = ()
+    suppress_tokens: tuple[int, ...] = ()
+    begin_suppress_tokens: tuple[int, ...] = ()
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 50
+    top_p: float = 1.0
+    seed: int | None = None
+    generator: torch.Generator | None = None
+    num_return_sequences: int = 1
+    eos_token_id: tuple[int, ...] = ()
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    decoder_start_token_id: tuple[int, ...] = ()
+    output_scores: bool = False
+    return_dict_in_generate: bool = False
+
+    @classmethod
+    def resolve(
+        cls,
+        arguments: Mapping[str, Any],
+        *,
+        config: Mapping[str, Any],
+        generation_config: Mapping[str, Any] | None = None,
+        source: str = GENERATION_CONFIG_NAME,
+    ) -> Self:
+        """Put the sources together, as transformers does: what the call asks for, then what the model asks for.
+
+        An argument counts even where it is None, which switches its option off. An argument `generation_config`, a
+        mapping or an object with `to_dict`, stands between the other arguments and the model; a None in it, as one in
+        the model's file, says nothing.
+
+        Args:
+            arguments: of the call.
+            config: the model's configuration; `vocab_size` and `max_position_embeddings` are read from it, and where
+                the model has no generation configuration, options too.
+            generation_config: what the model's `generation_config.json` holds; None where there is none.
+            source: that file, for messages.
+
+        Raises:
+            OptionError: an argument that is unknown, not supported or out of range, or contradicts another option.
+            ConfigError: the same of a value in the model's file.
+        """
+        arguments = dict(arguments)
+        own = _said(arguments.pop("generation_config", None))
+        if unknown := sorted({*arguments} - {*RULES, *IDLE, *IDLE_ARGUMENTS, *WITHOUT_EFFECT}):
+            raise OptionError(f"generate: unknown argument {', '.join(unknown)}")
+        model = _said(config if generation_config is None else generation_config)
+        where = "config.json" if generation_config is None else source
+        vocab_size = config["vocab_size"]
+        own = {**own, **arguments}
+        sampling = bool({**model, **own}.get("do_sample"))
+        for name, value in {**model, **own}.items():
+            _refuse_unsupported(name, value, sampling, where if name not in own else None)
+        defaults = {item.name: item.default for item in fields(cls)}
+        values: dict[str, Any] = {}
+        for name, rule in RULES.items():
+            if name in own:
+                values[name] = _OFF.get(name, defaults[name])
+                if own[name] is not None:
+                    values[name] = _checked(name, own[name], rule, vocab_size, None)
+            elif name in model and (sampling or name not in _FOR_SAMPLING):
+                values[name] = _checked(name, model[name], rule, vocab_size, where)
+        positions = config.get("max_position_embeddings")
+        options = cls(vocab_size=vocab_size, max_position_embeddings=positions, asked=frozenset(own), **values)
+        options._check()
+        return options
+
+    def longest(self, prompt: int) -> int:
+        """The most tokens of a sequence whose prompt has `prompt` tokens, these included."""
+        if self.max_new_tokens is not None:
+            return prompt + self.max_new_tokens
+        if self.max_length is not None:
+            return self.max_length
+        by_default = prompt + DEFAULT_NEW_TOKENS
+        return by_default if self.max_position_embeddings is None else min(by_default, self.max_position_embeddings)
+
+    def shortest(self, prompt: int) -> int:
+        """The fewest tokens of a sequence whose prompt has `prompt` tokens, these included, before it may end."""
+        return self.min_length if self.min_new_tokens is None else prompt + self.min_new_tokens
+
+    @property
+    def filler(self) -> int | None:
+        """What stands behind finished sequences; None where nothing can."""
+        return self.pad_token_id if self.pad_token_id is not None or not self.eos_token_id else self.eos_token_id[0]
+
+    def _check(self) -> None:
+        if self.num_return_sequences > 1 and self.num_beams == 1 and not self.do_sample:
+            raise OptionError(
+                f"num_return_sequences: expected 1 without beams or do_sample, got {self.num_return_sequences}"
+            )
+        if self.num_return_sequences > self.num_beams > 1:
+            raise OptionError(
+                f"num_return_sequences: expected at most num_beams, {self.num_beams}, got {self.num_return_sequences}"
+            )
+        for name, forced in (
+            ("forced_bos_token_id", {self.forced_bos_token_id} - {None}),
+            ("forced_eos_token_id", {*self.forced_eos_token_id}),
+        ):
+            if forced and forced <= {*self.suppress_tokens}:
+                raise OptionError(f"{name}: {_listed(forced)} can not be chosen, suppress_tokens names it too")
+        if self.seed is not None and self.generator is not None:
+            raise OptionError("seed: given beside generator, expected one or the other")
+        if self.num_beams * self.vocab_size < self.candidates:
+            raise OptionError(
+                f"num_beams: {len(self.eos_token_id)} end tokens take {self.candidates // self.num_beams} candidates a "
+                f"beam, the vocabulary has {self.vocab_size}"
+            )
+        self._warn_of_idle()
+
+    def check_prompts(self, lengths: set[int]) -> None:
+        """Refuse prompts that leave no room for a token, or none for the fewest tokens.
+
+        Args:
+            lengths: of the prompts, in tokens.
+
+        Raises:
+            OptionError: naming the length and the option.
+        """
+        for prompt in sorted(lengths, reverse=True):
+            longest, shortest = self.longest(prompt), self.shortest(prompt)
+            if longest <= prompt:
+                limit = "max_length" if self.max_length is not None else "the model's max_position_embeddings"
+                raise OptionError(f"{limit}: {longest} leaves no room behind a prompt of {prompt} tokens")
+            if shortest > longest:
+                least = "min_length" if self.min_new_tokens is None else "min_new_tokens"
+                self._too_long(f"{least}: {shortest} tokens at least, but at most {longest}, prompt included", least)
+                break
+        if self.filler is None and len({(self.longest(prompt), prompt) for prompt in lengths}) > 1:
+            raise OptionError("pad_token_id: expected a token id, the sequences will have several lengths")
+
+    @property
+    def candidates(self) -> int:
+        """Continuations that a beam search looks at in each step: at least `num_beams` of them end no sequence."""
+        return max(2, 1 + len(self.eos_token_id)) * self.num_beams
+
+    def _too_long(self, message: str, name: str) -> None:
+        if name in self.asked:
+            raise OptionError(message)
+        logger.warning("%s (from the model's files); sequences end at the latter", message)
+
+    def _warn_of_idle(self) -> None:
+        idle = [name for name in _FOR_SAMPLING if name in self.asked and not self.do_sample]
+        idle += [name for name in ("early_stopping", "length_penalty") if name in self.asked and self.num_beams == 1]
+        defaults = {item.name: item.default for item in fields(self)}
+        idle = [name for name in idle if getattr(self, name) not in (defaults[name], _OFF.get(name))]
+        if idle:
+            needed = "do_sample=True" if set(idle) <= {*_FOR_SAMPLING} else "do_sample=True or num_beams above 1"
+            logger.warning("generate: %s: no effect without %s", ", ".join(idle), needed)
+
+
+_FOR_SAMPLING = ("temperature", "top_k", "top_p", "seed", "generator")
+_OFF: dict[str, Any] = {"top_k": 0}
+"""What None as an argument means, where it is not the default."""
+
+
+def read_generation_config(folder: Path) -> dict[str, Any] | None:
+    """What the folder's `generation_config.json` holds; None where there is no such file.
+
+    Raises:
+        ConfigError: the file is unreadable, too large, not JSON or not an object.
+    """
+    path = folder / GENERATION_CONFIG_NAME
+    return read_json(path, what="generation configuration", largest=LARGEST_CONFIG) if path.exists() else None
+
+
+def _said(source: Any) -> dict[str, Any]:
+    if source is None:
+        return {}
+    if not isinstance(source, Mapping):
+        if not hasattr(source, "to_dict"):
+            raise OptionError(f"generation_config: expected a mapping or None, got a {type(source).__name__}")
+        source = source.to_dict()
+    return {name: value for name, value in source.items() if value is not None}
+
+
+def _checked(name: str, value: Any, rule: Any, vocab_size: int, where: str | None) -> Any:
+    try:
+        return rule(value, vocab_size)
+    except Unexpected as expected:
+        raise _error(where, f"{name}: expected {expected}, got {_short(value)}") from None
+
+
+def _refuse_unsupported(name: str, value: Any, sampling: bool, where: str | None) -> None:
+    idle = IDLE if where is not None else {**IDLE, **IDLE_ARGUMENTS}
+    if name not in idle or value is None or (name in SAMPLING_ONLY and not sampling):
+        return
+    if value != idle[name]:
+        raise _error(where, f"{name}: {_short(value)} is not supported, expected {idle[name]!r}")
+
+
+def _error(where: str | None, message: str) -> ConfigError | OptionError:
+    return OptionError(message) if where is None else ConfigError(f"{where}: {message}")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _listed(tokens: set[Any]) -> str:
+    return ", ".join(map(str, sorted(tokens)))
