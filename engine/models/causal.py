@@ -14,7 +14,7 @@ from ..errors import InputError, OptionError
 from .bare import BareModel, Encoded
 from .decoding import Decoding, Texts
 from .kv_cache import KeyValueCache, texts_of
-from .padding import Layout
+from .padding import Layout, PackedInputs
 from .record import Record, Recorded
 
 __all__ = ["CausalModel"]
@@ -98,6 +98,16 @@ class CausalModel(BareModel):
                 found["cross_attentions"] = tuple(inputs.layout.unpack_weights(w, layout) for w in across)
         as_tuple = not (config.return_dict if return_dict is None else return_dict)
         return Encoded(hidden, batch, inputs.layout, Recorded(given=found), as_tuple)
+
+    def pack_prompts(self, input_ids: Any, attention_mask: Tensor | None) -> PackedInputs:
+        """The prompts, packed, and the way back.
+
+        Raises:
+            InputError: shapes that do not fit, ids outside the vocabulary, or no input.
+        """
+        inputs = self._pack(input_ids, attention_mask, None, None, None)
+        self.check_inputs(inputs)
+        return inputs
 
     def _cache(self, given: Any, use_cache: bool | None) -> KeyValueCache | None:
         if given is None:

@@ -28,6 +28,7 @@ from .causal import CausalModel
 from .checkpointing import LayerStack
 from .decoding import Decoding
 from .folded_norm import FoldedNorm
+from .generation import GeneratesFromPrompts
 from .heads import Pooler
 from .losses import next_token_loss
 from .megatron_decoder import MegatronBertDecoder
@@ -316,13 +317,17 @@ class MegatronBertForMaskedLM(MegatronBertTask, ClsForMaskedLM):
         )  # fmt: skip
 
 
-class MegatronBertForCausalLM(MegatronBertTask, ClsForMaskedLM):
+class MegatronBertForCausalLM(MegatronBertTask, ClsForMaskedLM, GeneratesFromPrompts):
     """MegatronBERT that predicts the next token; a decoder where `is_decoder` is set, as it should be."""
 
     def __init__(self, config: MegatronBertConfig) -> None:
         super().__init__(config)
         if not config.is_decoder:
             logger.warning("MegatronBertForCausalLM: is_decoder is false: every token sees those behind it")
+
+    def language_model_head(self, hidden: Tensor) -> Tensor:
+        """`[rows, hidden]` to `[rows, vocab]`."""
+        return self.masked_lm_logits(hidden)
 
     def forward(  # type: ignore[override]
         self,

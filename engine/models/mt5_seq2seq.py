@@ -17,6 +17,7 @@ from ..outputs import (
 )
 from .blocks import Block, Dense
 from .decoding import Decoding
+from .generation import GeneratesFromTexts
 from .losses import class_loss, sequence_loss, span_loss
 from .mt5_config import MT5Config
 from .mt5_decoder import MT5DecoderStack
@@ -112,7 +113,7 @@ class MT5Model(MT5EncoderModel, EncoderDecoder):
         return decoded.leave(Seq2SeqModelOutput(decoded.inputs.layout.unpack(decoded.hidden)))
 
 
-class MT5ForConditionalGeneration(MT5Model):
+class MT5ForConditionalGeneration(MT5Model, GeneratesFromTexts):
     """mT5 that writes: the decoder with a language model's head."""
 
     def __init__(self, config: MT5Config) -> None:
@@ -169,6 +170,10 @@ class MT5ForConditionalGeneration(MT5Model):
         layout = decoded.inputs.layout
         loss = None if labels is None else class_loss(logits, layout.pack(labels, "labels"))
         return decoded.leave(Seq2SeqLMOutput(loss, layout.unpack(logits)))
+
+    def language_model_head(self, hidden: Tensor) -> Tensor:
+        """`[rows, d_model]` to `[rows, vocab]`."""
+        return self.lm_head(hidden)
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
         """The labels behind the start token, as the decoder takes them."""

@@ -178,7 +178,11 @@ class PreTrainedModel(WithVocabulary, WithCheckpointing, metaclass=_ModelType):
                 "%s: no weights for %s, which %s needs: initialised at random; train it before use",
                 folder, name, cls.__name__,
             )  # fmt: skip
+        model.read_beside(folder)
         return model.eval().bind(backend, deterministic)
+
+    def read_beside(self, folder: Path) -> None:
+        """Take what a folder holds for this class beside configuration and weights."""
 
     def save_pretrained(
         self,

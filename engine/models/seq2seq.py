@@ -79,6 +79,16 @@ class EncoderDecoder(BareModel):
         cache.texts = texts_of(texts.batch)
         return cache
 
+    def read_texts(
+        self, input_ids: Any, attention_mask: Tensor | None, inputs_embeds: Tensor | None, encoder_outputs: Any
+    ) -> Texts:
+        """The encoder's output, packed; arguments as of the classes' `forward`.
+
+        Raises:
+            InputError: shapes that do not fit, ids outside the vocabulary, or no input.
+        """
+        return self._encoder_side(input_ids, attention_mask, encoder_outputs, inputs_embeds, Record(), {}).texts
+
     def pass_through(
         self,
         input_ids: Tensor | PackedBatch | None,

@@ -146,7 +146,7 @@ def _rows(result: Generated) -> list[tuple[list[int], int]]:
 
 def assert_same(family: Family, prompts: Sequence[Tensor], **arguments: Any) -> list[list[int]]:
     """Both sides write the same; returns our new tokens."""
-    result, decoder = family.ours(prompts, **arguments)
+    result, _ = family.ours(prompts, **arguments)
     copies = arguments.get("num_return_sequences", 1)
     beginnings = [1] * len(prompts) if family.seq2seq else [len(prompt) for prompt in prompts]
     whole = [row for output in family.theirs(prompts, **arguments) for row in output.sequences.tolist()]

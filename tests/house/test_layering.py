@@ -83,7 +83,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "weights": ("data",),
     "folder": ("data", "hub"),
     "generate": ("data",),
-    "models": ("bind", "ops", "memo", "data", "weights", "hub", "precision"),
+    "models": ("bind", "ops", "memo", "data", "weights", "hub", "precision", "generate"),
     "encoder": ("models", "bind", "ops", "dispatch", "data", "weights", "hub", "precision", "folder", "device"),
     "jobs": ("encoder", "data", "public"),
     "public": ("models", "folder", "encoder", "cli"),
