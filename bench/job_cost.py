@@ -27,6 +27,7 @@ __all__ = [
     "DOCUMENTS_A_SHARD",
     "HOST",
     "MODELS",
+    "VECTOR_BYTES",
     "Documents",
     "Host",
     "Job",

@@ -38,6 +38,9 @@ START = 60.0
 
 BILLION = 1e9
 
+WIDTH = 130
+"""Characters of a line."""
+
 
 def page(price: float = PRICE, results: Path = RESULTS) -> str:
     """The page.
@@ -84,11 +87,14 @@ def _in_short(tables: Tables) -> dict[str, str]:
     pairs = [(model, kind) for model in MODELS for kind in DOCUMENTS]
     alone = [(model, kind, tables.on_one(model, kind)) for model, kind in pairs]
     together = [(model, kind, tables.on_hosts(model, kind, 1)) for model, kind in pairs]
-    published = tokens_per_second(_model(PUBLISHED["model"]).config, PUBLISHED["length"], H200)
+    modelled = tokens_per_second(_model(PUBLISHED["model"]).config, PUBLISHED["length"], H200)
     return {
         "short_answer": listed(answers),
         "published_rate": f"{PUBLISHED['rate'] / 1e6:.2f}",
-        "published_share": f"{PUBLISHED['rate'] / published:.0%}",
+        "published_share": f"{PUBLISHED['rate'] / modelled:.0%}",
+        "plan_factor": f"{modelled / PUBLISHED['rate']:.1f}",
+        "write_small": f"{tables.written(MODELS[0], DOCUMENTS[0]) / 1e6:,.0f}",
+        "write_base": f"{tables.written(_model('BERT-base'), DOCUMENTS[0]) / 1e6:,.0f}",
         "tokenising_bound": _waiting(alone, ("tokenising", "Python")),
         "storage_bound": _waiting(together, ("storage",)),
         "host_gpus": str(HOST.gpus),
@@ -109,11 +115,8 @@ def _crossovers() -> str:
     parts = []
     for name in ("BERT-base", "ModernBERT-base", "mT5-small, encoder"):
         tokens = attention_crossover(_model(name).config, H200)
-        parts.append(
-            f"nowhere in {_model(name).family}"
-            if tokens is None
-            else f"from {round(tokens, -2):,} tokens on in {_model(name).family}"
-        )
+        place = "nowhere" if tokens is None else f"from {round(tokens, -2):,} tokens on"
+        parts.append(f"{place} in {_model(name).family}")
     return listed(parts)
 
 
@@ -179,7 +182,7 @@ def _reflowed(text: str) -> str:
 
 
 _WRAPPERS = {
-    indent: TextWrapper(120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    indent: TextWrapper(WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
     for indent in ("", "  ")
 }
 

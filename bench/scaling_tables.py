@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ..engine.models.bert import BertConfig
 from .cost import attention_flops_per_token, bytes_per_token, flops_per_token, parameters
-from .job_cost import DOCUMENTS, HOST, MODELS, Documents, Host, Job, Model, Tokenisation, job
+from .job_cost import DOCUMENTS, HOST, MODELS, VECTOR_BYTES, Documents, Host, Job, Model, Tokenisation, job
 from .roofline import Device, Figure, ideal_seconds, practical_seconds, tokens_per_second
 
 __all__ = ["Tables", "listed", "table"]
@@ -20,7 +20,7 @@ WIDTHS = (256, 512, 1024, 2048, 4096)
 DIMENSIONS = (384, 512, 768, 1024)
 CORES = (2, 4, 8, 14, 28)
 FEW_CORES = 32
-BY_LENGTH = ("BERT-base", "ModernBERT-base", "ModernBERT-large", "mT5-base, encoder")
+BY_LENGTH = ("BERT-base", "MegatronBERT-345m", "ModernBERT-base", "mT5-small, encoder")
 BY_BATCH = ("MiniLM-L6 (BERT)", "MobileBERT", "BERT-base", "ModernBERT-base")
 BY_GPUS = ("MiniLM-L6 (BERT)", "MobileBERT", "BERT-base")
 
@@ -66,7 +66,6 @@ class Tables:
             "cores_table": self._cores(),
             "threshold_table": self._thresholds(),
             "vector_table": _vectors(),
-            "write_table": self._writes(),
             "assumption_table": self._assumptions(),
         }
 
@@ -77,6 +76,10 @@ class Tables:
     def on_hosts(self, model: Model, kind: Documents, hosts: int) -> Job:
         """A billion documents on so many whole hosts."""
         return job(model, kind, BILLION, self.device, self.tokenisation, hosts=hosts)
+
+    def written(self, model: Model, kind: Documents) -> float:
+        """Bytes/s of float32 vectors of one GPU that waits for nothing."""
+        return self._rate(model, kind) / model.kept(kind.tokens) * model.dimension * VECTOR_BYTES
 
     def _rate(self, model: Model, kind: Documents) -> float:
         return tokens_per_second(model.config, model.kept(kind.tokens), self.device)
@@ -182,9 +185,8 @@ class Tables:
                     cells.append(_with_bound(f"{BILLION / done.seconds / 1e3:,.1f}", done))
             rows.append((str(gpus), *cells))
         cores = (f"{HOST.cores.value:.0f}", f"{FEW_CORES}")
-        return table(
-            ("GPUs", *(f"{model.family}, {count} cores" for model in _named(BY_GPUS) for count in cores)), rows
-        )
+        head = (f"{model.family}, {count} cores" for model in _named(BY_GPUS) for count in cores)
+        return table(("GPUs", *head), rows)
 
     def _tokenisation(self) -> str:
         rates = self.tokenisation.report["rates"]
@@ -232,16 +234,6 @@ class Tables:
                 ("that is, below so many weights in its products", *(weights for _, weights in cells)),
             ],
         )
-
-    def _writes(self) -> str:
-        rows = []
-        for model in MODELS:
-            cells = (
-                f"{self._rate(model, kind) / model.kept(kind.tokens) * model.dimension * 4 / 1e6:,.0f}"
-                for kind in DOCUMENTS
-            )
-            rows.append((f"{model.name}, {model.dimension:,}", *cells))
-        return table(("model, dimension", *(kind.name for kind in DOCUMENTS)), rows)
 
     def _assumptions(self) -> str:
         device = self.device
