@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -20,10 +21,9 @@ from padless.bench.roofline import (
     practical_seconds,
     tokens_per_second,
 )
-from padless.engine.config import ModelConfig
 from padless.engine.errors import OptionError
 from padless.engine.models.bert import BertConfig
-from padless.engine.models.modernbert import ModernBertConfig
+from padless.engine.models.modernbert_config import FULL, SLIDING, ModernBertConfig
 
 # M tokens/s at 128, 512 and 8,192 tokens: the project's notes, derived apart from this code.
 NOTES = {
@@ -90,16 +90,13 @@ def test_products_take_whole_tiles_in_whole_waves() -> None:
 
 
 @pytest.mark.parametrize("length", [1, 64, 100, 128, 129, 300, 517])
-@pytest.mark.parametrize("kind", ["full_attention", "sliding_attention"])
-def test_attention_takes_whole_tiles_of_keys_that_are_seen(kind: str, length: int) -> None:
+@pytest.mark.parametrize("kind", [FULL, SLIDING])
+def test_attention_takes_whole_tiles_of_keys_that_are_seen(kind: Any, length: int) -> None:
     config = ModernBertConfig(num_hidden_layers=1, layer_types=[kind], local_attention=96)
     places = torch.arange(length)
-    near = (places[:, None] - places[None, :]).abs() <= (48 if kind == "sliding_attention" else length)
-    tiles = sum(
-        bool(near[row : row + 128, key : key + 64].any())
-        for row in range(0, length, 128)
-        for key in range(0, length, 64)
-    )
+    near = (places[:, None] - places[None, :]).abs() <= (48 if kind == SLIDING else length)
+    blocks = [near[row : row + 128, key : key + 64] for row in range(0, length, 128) for key in range(0, length, 64)]
+    tiles = sum(bool(block.any()) for block in blocks)
     expected = 3 * tiles * 128 * 64 * 4 * config.hidden_size
     assert batch_seconds(config, 3, length, replace(ENDLESS, attention=UNIT)) == pytest.approx(expected)
 
@@ -117,7 +114,8 @@ def test_attention_passes_the_products_at_the_crossover(name: str) -> None:
 
 
 def test_windows_alone_never_pass_the_products() -> None:
-    windows: ModelConfig = ModernBertConfig(num_hidden_layers=2, layer_types=["sliding_attention"] * 2)
+    sliding: Any = [SLIDING, SLIDING]
+    windows = ModernBertConfig(num_hidden_layers=2, layer_types=sliding)
     assert attention_crossover(windows, H200) is None
 
 

@@ -27,9 +27,9 @@ def test_the_report_holds_every_tokenizer_and_corpus(tmp_path: Path, capsys: pyt
         assert rate["characters"] == sum(map(len, texts))
         if tokenizer == "wordpiece":
             assert rate["tokens"] == sum(len(library.encode(text).ids) for text in texts)
-        # What one thread does is a part of what the process does; packing, in neither of the two, is less than the rest.
-        for whole, serial in zip(rate["cpu_seconds"], rate["serial_seconds"], strict=True):
-            assert 0 < serial < 2 * whole
+        for clock in ("seconds", "cpu_seconds", "serial_seconds"):
+            assert len(rate[clock]) == 2
+            assert min(rate[clock]) > 0
         slow, fast = (rate["tokens"] / seconds for seconds in sorted(rate["seconds"], reverse=True))
         assert slow <= rate["tokens_per_second"]["median"] <= fast
         assert f"{rate['tokens_per_core_second']['median']:,.0f}" in printed
@@ -44,10 +44,7 @@ def test_numbers_below_one_end_in_one_line(flag: str, capsys: pytest.CaptureFixt
 
 
 def test_a_process_that_fails_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    # The process inherits the environment: without its packages it finds no corpus.
-    monkeypatch.setenv("PYTHONNOUSERSITE", "1")
-    monkeypatch.setenv("PYTHONPATH", "/nowhere")
-    monkeypatch.setenv("PYTHONHOME", "/nowhere")
+    monkeypatch.setenv("PYTHONHOME", "/nowhere")  # which the process inherits, and where no Python is
     with pytest.raises(SystemExit, match="2"):
         main(["--texts", "1"])
     assert "1 thread(s): " in capsys.readouterr().err
