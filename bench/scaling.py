@@ -8,8 +8,9 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from textwrap import TextWrapper
 from typing import Any
 
@@ -35,6 +36,9 @@ RAY_TASK = (1.606 - 0.165) / 10_000
 
 START = 60.0
 """Seconds until a process computes: an assumption."""
+
+MOST_WAITED = 1.1
+"""Wall clock over CPU time of one thread, from which on a measurement is said to have been disturbed."""
 
 BILLION = 1e9
 
@@ -70,6 +74,7 @@ def page(price: float = PRICE, results: Path = RESULTS) -> str:
         storage=f"{HOST.storage.value / 1e9:g}",
         cores_a_gpu=f"{HOST.cores.value / HOST.gpus:.0f}",
         crossovers=_crossovers(),
+        disturbed=_disturbed(tokenisation.report["rates"]),
         **_in_short(tables),
         **tables.all(),
         **_cluster(),
@@ -118,6 +123,16 @@ def _crossovers() -> str:
         place = "nowhere" if tokens is None else f"from {round(tokens, -2):,} tokens on"
         parts.append(f"{place} in {_model(name).family}")
     return listed(parts)
+
+
+def _disturbed(rates: Sequence[Mapping[str, Any]]) -> str:
+    """A sentence where the clock ran on while the one thread that was measured did not."""
+    alone = [rate for rate in rates if rate["threads"] == 1]
+    waited = median(rate["tokens_per_core_second"]["median"] / rate["tokens_per_second"]["median"] for rate in alone)
+    if waited < MOST_WAITED:
+        return ""
+    clock = f"the clock ran {waited:.1f} times as long as the thread"
+    return f" Others used the machine meanwhile: {clock}, so look at *a core*."
 
 
 def _cluster() -> dict[str, str]:

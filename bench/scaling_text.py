@@ -48,8 +48,8 @@ multiply.
 ## What grows, and how
 
 **Length.** Products cost the same for every token; attention grows with the tokens that one sees. In a row: M
-tokens/s, and in brackets attention's share of the FLOPs. Attention takes longer than the products {crossovers}. BERT,
-MobileBERT and MegatronBERT end at 512 tokens; the rest of such a row shows the shape only.
+tokens/s, and in brackets attention's share of the FLOPs. At published rates attention takes longer than the products
+{crossovers}. BERT, MobileBERT and MegatronBERT end at 512 tokens; the rest of such a row shows the shape only.
 
 {length_table}
 
@@ -75,7 +75,7 @@ Measured by `python -m padless.bench.tokenisation` with tokenizers {tokenizers_v
 tokens/s. *A core* counts CPU time, which others on the machine disturb less than the clock. *Python* is the one thread
 of a process that puts ids into arrays and plans and packs batches. *unigram* is sentencepiece's algorithm with
 {pieces} pieces learnt from these texts; it stands for mT5, whose own pieces were not at hand, and *wordpiece* for
-ModernBERT's BPE. Cores of other machines are faster or slower: run it there.
+ModernBERT's BPE. Cores of other machines are faster or slower: run it there.{disturbed}
 
 {tokenisation_table}
 
@@ -121,8 +121,9 @@ divided by its GPUs, and more for three reasons:
   {ray_seconds} s.
 - **Start.** Processes start, load weights and compile kernels while their GPUs wait: {start} s (assumed) are
   {start_hours} GPU-hours on {cluster_gpus} GPUs. A short job on many GPUs pays mostly for that.
-- **The last shards.** A process takes whole shards. A billion documents are {tasks}; on {cluster_gpus} GPUs {tail} of
-  the time is waiting for the last ones. A million documents are {small_tasks}: more GPUs than that have nothing to do.
+- **The last shards.** A process takes whole shards. A billion documents are {tasks} of them; on {cluster_gpus} GPUs
+  {tail} of the time is waiting for the last ones. A million documents are {small_tasks}: more GPUs than that have
+  nothing to do.
 
 ## On a CPU
 

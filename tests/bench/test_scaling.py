@@ -147,6 +147,18 @@ def test_the_price_multiplies_the_money() -> None:
     assert dollars(6.0) == pytest.approx(2 * dollars(3.0), abs=1)
 
 
+def test_the_page_says_whether_others_used_the_machine(tmp_path: Path) -> None:
+    shutil.copytree(RESULTS, tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "tokenisation.json"
+    report = json.loads(file.read_text(encoding="utf-8"))
+    for waited, said in ((1.0, False), (2.5, True)):
+        for rate in report["rates"]:
+            rate["tokens_per_second"]["median"] = rate["tokens_per_core_second"]["median"] / waited
+        file.write_text(json.dumps(report), encoding="utf-8")
+        assert ("the clock ran 2.5 times as long" in page(results=tmp_path)) is said
+        assert ("Others used the machine" in page(results=tmp_path)) is said
+
+
 def test_the_page_says_what_was_measured_on_a_cpu() -> None:
     report = json.loads((RESULTS / "models_mixed_256.json").read_text(encoding="utf-8"))
     (rate,) = (
