@@ -49,11 +49,9 @@ def warmup(
 
 
 def _show(step: Step) -> None:
-    what = (
-        f"{_counted(len(step.lengths), 'text')}, {_counted(sum(step.lengths), 'token')}, longest {max(step.lengths):,}"
-    )
+    texts, tokens = _counted(len(step.lengths), "text"), _counted(sum(step.lengths), "token")
     found = f"{_counted(step.kernels, 'kernel')}, {step.seconds:.1f} s"
-    print(f"{step.number}/{step.batches}: {what}: {found}", file=sys.stderr)
+    print(f"{step.number}/{step.batches}: {texts}, {tokens}, longest {max(step.lengths):,}: {found}", file=sys.stderr)
 
 
 def _counted(number: int, name: str) -> str:
