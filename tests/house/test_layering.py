@@ -58,6 +58,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "engine.prefetch",
         "engine.stream",
     ),
+    "warmup": ("engine.compilations", "engine.warmup"),
     "jobs": ("engine.jobs", "engine.jobs.*"),
     "public": ("", "__main__", "engine"),
     "search": ("autotune.search",),
@@ -85,6 +86,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "generate": ("data",),
     "models": ("bind", "ops", "memo", "data", "weights", "hub", "precision", "generate"),
     "encoder": ("models", "bind", "ops", "dispatch", "data", "weights", "hub", "precision", "folder", "device"),
+    "warmup": ("encoder", "data"),
     "jobs": ("encoder", "data", "public"),
     "public": ("models", "folder", "encoder", "cli"),
     "search": ("kernels", "configs", "contract", "device", "bench"),
@@ -94,7 +96,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
 
 # Packages of others that only some layers may touch.
 ONLY_IN: dict[str, tuple[str, ...]] = {
-    "triton": ("kernels", "search", "bench"),
+    "triton": ("kernels", "warmup", "search", "bench"),
     "flash_attn": ("rows", "bench"),
     "flash_attn_interface": ("rows", "bench"),
     "transformers": ("bench",),
