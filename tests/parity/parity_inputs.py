@@ -6,7 +6,7 @@ the right, padded on the left, and packed; whatever the form, outputs are put in
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,9 +21,15 @@ from padless.engine.batch import PackedBatch, TokenizedTexts, pack
 FORMS = ("alone", "right", "left", "packed")
 CHOICES = 2
 IGNORED = -100
-OF_TOKENS = {"last_hidden_state", "prediction_logits", "start_logits", "end_logits", "hidden_states"}
+OF_TOKENS = {
+    "last_hidden_state", "prediction_logits", "start_logits", "end_logits", "hidden_states", "decoder_hidden_states",
+    "encoder_last_hidden_state", "encoder_hidden_states",
+}  # fmt: skip
 FIRST_ID = 5
 """Ids below are special tokens: [PAD] has no gradient in transformers, and none of them is needed here."""
+
+END = 1
+"""The end token, which mT5's classifier of texts looks for."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,7 @@ class Texts:
     Attributes:
         ids: int64 `[length]` each; of multiple choice, the choices of a question follow each other.
         types: likewise, or None for a family without token types.
+        written: what stands on a decoder's side, for classes that are given it.
         targets: name -> one tensor for all texts: `[tokens]` for a label a token, else `[texts]` or `[questions]`;
             positions count from the text's own start.
     """
@@ -40,10 +47,16 @@ class Texts:
     ids: list[Tensor]
     types: list[Tensor] | None
     targets: dict[str, Tensor] = field(default_factory=dict)
+    written: list[Tensor] | None = None
 
     @property
     def lengths(self) -> list[int]:
         return [len(text) for text in self.ids]
+
+    @property
+    def written_lengths(self) -> list[int]:
+        """Of what stands on the decoder's side; of the texts where there is nothing else."""
+        return self.lengths if self.written is None else [len(text) for text in self.written]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -58,11 +71,22 @@ def draw_texts(item: ModelClass, lengths: Sequence[int], vocabulary: int, *, lab
         return torch.from_numpy(draw.integers(low, high, count))
 
     ids = list(whole(vocabulary, tokens, FIRST_ID).split(list(lengths)))
+    if item.has_decoder and item.kind == "ForSequenceClassification":
+        for text in ids:
+            text[-1] = END
+    written = None
+    if item.takes_decoder_ids:
+        sizes = [1 + int(draw.integers(0, 2 * length)) for length in lengths]
+        written = list(whole(vocabulary, sum(sizes), FIRST_ID).split(sizes))
     types = None if item.family in ("modernbert", "mt5") else list(whole(2, tokens).split(list(lengths)))
     targets: dict[str, Tensor] = {}
-    if item.kind in ("ForMaskedLM", "ForPreTraining", "ForTokenClassification"):
+    if item.kind in ("ForMaskedLM", "ForPreTraining", "ForTokenClassification", "ForCausalLM"):
         classes = labels if item.kind == "ForTokenClassification" else vocabulary
         targets["labels"] = whole(classes, tokens).where(torch.from_numpy(draw.random(tokens) < 0.6), IGNORED)
+    if item.kind == "ForConditionalGeneration":
+        assert written is not None
+        count = sum(map(len, written))
+        targets["labels"] = whole(vocabulary, count).where(torch.from_numpy(draw.random(count) < 0.6), IGNORED)
     if item.kind == "ForPreTraining":
         targets["next_sentence_label"] = whole(2, len(lengths))
     if item.kind in ("ForNextSentencePrediction", "ForSequenceClassification"):
@@ -72,11 +96,20 @@ def draw_texts(item: ModelClass, lengths: Sequence[int], vocabulary: int, *, lab
     if item.kind == "ForQuestionAnswering":
         for name in ("start_positions", "end_positions"):
             targets[name] = torch.tensor([int(draw.integers(0, length)) for length in lengths])
-    return Texts(ids, types, targets)
+    return Texts(ids, types, targets, written)
 
 
 def packed(texts: Texts) -> PackedBatch:
     """The texts end to end, as padless' own paths hand them to a model."""
+    return _packed(texts)
+
+
+def packed_call(texts: Texts) -> dict[str, PackedBatch]:
+    """What a decoder is given beside the texts, packed."""
+    return {} if texts.written is None else {"decoder_input_ids": _packed(Texts(texts.written, None))}
+
+
+def _packed(texts: Texts) -> PackedBatch:
     types = None if texts.types is None else torch.cat(texts.types).numpy().astype(np.int32)
     lengths = np.array(texts.lengths, dtype=np.int32)
     flags = np.zeros(len(texts), dtype=bool)
@@ -99,13 +132,16 @@ def padded_call(item: ModelClass, texts: Texts, side: str, *, with_targets: bool
     }
     if texts.types is not None:
         call["token_type_ids"] = padded(texts.types, side, fill=1)
+    if texts.written is not None:
+        call["decoder_input_ids"] = padded(texts.written, side, fill=FIRST_ID)
+        call["decoder_attention_mask"] = padded([torch.ones_like(part) for part in texts.written], side)
     if item.kind == "ForMultipleChoice":
         call = {name: value.unflatten(0, (-1, CHOICES)) for name, value in call.items()}
     if with_targets:
         width = call["attention_mask"].shape[-1]
         for name, target in texts.targets.items():
             if _one_a_token(name, item):
-                target = padded(target.split(texts.lengths), side, fill=IGNORED)
+                target = padded(target.split(texts.written_lengths), side, fill=IGNORED)
             elif name.endswith("_positions") and side == "left":
                 target = target + width - torch.tensor(texts.lengths)
             call[name] = target
@@ -118,12 +154,14 @@ def alone_call(item: ModelClass, texts: Texts, row: int, *, with_targets: bool =
     call = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if texts.types is not None:
         call["token_type_ids"] = texts.types[row][None]
+    if texts.written is not None:
+        call["decoder_input_ids"] = texts.written[row][None]
     if item.kind == "ForMultipleChoice":
         call = {name: value[None] for name, value in call.items()}
     if with_targets:
         for name, target in texts.targets.items():
             if _one_a_token(name, item):
-                call[name] = target.split(texts.lengths)[row][None]
+                call[name] = target.split(texts.written_lengths)[row][None]
             elif len(target) == len(texts):
                 call[name] = target[row : row + 1]
     return call
@@ -132,9 +170,9 @@ def alone_call(item: ModelClass, texts: Texts, row: int, *, with_targets: bool =
 def run_alone(model: Any, item: ModelClass, texts: Texts, **options: Any) -> dict[str, Tensor]:
     """Every output of a model, ours or theirs, called with one text after the other."""
     found: list[dict[str, Tensor]] = []
-    for row, length in enumerate(texts.lengths):
+    for row, lengths in enumerate(zip(texts.lengths, texts.written_lengths, strict=True)):
         outputs = model(**alone_call(item, texts, row), **options)
-        found.append(_in_order(outputs, item, [(0, slice(0, length))]))
+        found.append(_in_order(outputs, item, *([(0, slice(0, length))] for length in lengths)))
     return {name: torch.cat([outputs[name] for outputs in found]) for name in found[0]}
 
 
@@ -145,17 +183,20 @@ def run_form(
     if form == "alone":
         return run_alone(model, item, texts, **options)
     if form == "packed":
-        outputs = model(packed(texts), **(texts.targets if with_targets else {}), **options)
-        return _in_order(outputs, item, None, lengths=texts.lengths)
+        outputs = model(packed(texts), **packed_call(texts), **(texts.targets if with_targets else {}), **options)
+        return _in_order(outputs, item, None, None, texts.lengths, texts.written_lengths)
     call = padded_call(item, texts, form, with_targets=with_targets)
-    return _in_order(model(**call, **options), item, places(texts, form, call["attention_mask"].shape[-1]))
+    mask = call["attention_mask"]
+    widths = mask.shape[-1], call.get("decoder_attention_mask", mask).shape[-1]
+    where = (_places(*side, form) for side in zip((texts.lengths, texts.written_lengths), widths, strict=True))
+    return _in_order(model(**call, **options), item, *where)
 
 
-def places(texts: Texts, side: str, width: int) -> list[tuple[int, slice]]:
+def _places(lengths: Sequence[int], width: int, side: str) -> list[tuple[int, slice]]:
     """Row and columns of every text in a padded batch."""
     return [
         (row, slice(width - length, width) if side == "left" else slice(0, length))
-        for row, length in enumerate(texts.lengths)
+        for row, length in enumerate(lengths)
     ]
 
 
@@ -175,29 +216,47 @@ def loss_by_definition(item: ModelClass, reference: dict[str, Tensor], texts: Te
         ]
         return torch.stack(rows).mean()
     logits = wide["logits"]
+    if item.kind == "ForCausalLM":
+        labels = [F.pad(label[1:], (0, 1), value=IGNORED) for label in targets["labels"].split(texts.lengths)]
+        return F.cross_entropy(logits, torch.cat(labels))
     return F.cross_entropy(logits.view(-1, CHOICES) if item.kind == "ForMultipleChoice" else logits, targets["labels"])
 
 
 def values_at_padding(outputs: Any, item: ModelClass, texts: Texts, side: str) -> dict[str, Tensor]:
     """What a padded batch returned where there is no token, by output."""
-    mask = padded([torch.ones_like(part) for part in texts.ids], side) == 0
+    sides = (texts.ids, texts.written or texts.ids)
+    masks = [padded([torch.ones_like(part) for part in parts], side) == 0 for parts in sides]
     return {
-        name: torch.cat([one[mask].flatten() for one in _tensors(value)])
+        name: torch.cat([one[masks[not name.startswith("encoder_")]].flatten() for one in _tensors(value)])
         for name, value in outputs.items()
         if _of_tokens(name, item)
     }
 
 
+Where = list[tuple[int, slice]] | None
+"""Row and columns of every text; None for packed outputs."""
+
+
 def _in_order(
-    outputs: Any, item: ModelClass, where: list[tuple[int, slice]] | None, lengths: Iterable[int] = ()
+    outputs: Any,
+    item: ModelClass,
+    texts: Where,
+    written: Where,
+    lengths: Sequence[int] = (),
+    written_lengths: Sequence[int] = (),
 ) -> dict[str, Tensor]:
-    """Outputs by name, tokens end to end, layers of one field side by side; `where` is None for packed outputs."""
+    """Outputs by name, tokens end to end, layers of one field side by side; those of a decoder stand in `written`."""
     found: dict[str, Tensor] = {}
+    of_texts = texts or [(row, slice(0, length)) for row, length in enumerate(lengths)]
+    of_written = written or [(row, slice(0, length)) for row, length in enumerate(written_lengths)]
     for name, value in outputs.items():
-        if isinstance(value, tuple) and not value:
-            continue  # the cross-attentions that transformers' encoders do not have
-        if name == "attentions":
-            found[name] = _text_attentions(value, where, lengths)
+        if name == "past_key_values" or (isinstance(value, tuple) and not value):
+            continue  # of a make of its own; the cross-attentions that transformers' encoders do not have
+        where = texts if name.startswith("encoder_") else written
+        if name.endswith("attentions"):
+            queries = of_texts if name.startswith("encoder_") else of_written
+            keys = of_texts if name == "cross_attentions" else queries
+            found[name] = _text_attentions(value, queries, keys)
         elif _of_tokens(name, item) and where is not None:
             layers = [torch.cat([one[row, columns] for row, columns in where]) for one in _tensors(value)]
             found[name] = torch.stack(layers, 1) if isinstance(value, tuple) else layers[0]
@@ -209,19 +268,22 @@ def _in_order(
 
 
 def _text_attentions(
-    layers: tuple[Tensor, ...], where: list[tuple[int, slice]] | None, lengths: Iterable[int]
+    layers: tuple[Tensor, ...], queries: list[tuple[int, slice]], keys: list[tuple[int, slice]]
 ) -> Tensor:
     """Attention weights of all texts and layers, flat, text by text."""
-    spots = where or [(row, slice(0, length)) for row, length in enumerate(lengths)]
-    return torch.cat([layer[row][:, columns, columns].flatten() for row, columns in spots for layer in layers])
+    spots = [(row, columns, seen) for (row, columns), (_, seen) in zip(queries, keys, strict=True)]
+    return torch.cat([layer[row][:, own, seen].flatten() for row, own, seen in spots for layer in layers])
+
+
+OF_TOKEN_LOGITS = ("ForMaskedLM", "ForTokenClassification", "ForCausalLM", "ForConditionalGeneration")
 
 
 def _of_tokens(name: str, item: ModelClass) -> bool:
-    return name in OF_TOKENS or (name == "logits" and item.kind in ("ForMaskedLM", "ForTokenClassification"))
+    return name in OF_TOKENS or (name == "logits" and item.kind in OF_TOKEN_LOGITS)
 
 
 def _one_a_token(name: str, item: ModelClass) -> bool:
-    return name == "labels" and item.kind in ("ForMaskedLM", "ForPreTraining", "ForTokenClassification")
+    return name == "labels" and item.kind in (*OF_TOKEN_LOGITS, "ForPreTraining")
 
 
 def _tensors(value: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -94,6 +94,16 @@ class ModelClass:
         return self.kind.endswith("Model")
 
     @property
+    def has_decoder(self) -> bool:
+        """An encoder and a decoder."""
+        return self.family == "mt5" and self.kind not in ("EncoderModel", "ForTokenClassification")
+
+    @property
+    def takes_decoder_ids(self) -> bool:
+        """What stands on the decoder's side is an input of its own; the other classes shift the text."""
+        return self.has_decoder and self.kind in ("Model", "ForConditionalGeneration")
+
+    @property
     def ours(self) -> Any:
         return getattr(padless, self.name)
 
@@ -118,7 +128,8 @@ def bare_class(family: str) -> ModelClass:
 def their_config(item: ModelClass, fields: Mapping[str, Any]) -> Any:
     """transformers' configuration with these fields, and a head's usual number of classes unless they say another."""
     labels = {} if item.kind == "ForQuestionAnswering" or item.is_bare else {"num_labels": LABELS}
-    return getattr(transformers, FAMILIES[item.family][1] + "Config")(**{**labels, **fields})
+    causal = {"is_decoder": True} if item.kind == "ForCausalLM" else {}
+    return getattr(transformers, FAMILIES[item.family][1] + "Config")(**{**labels, **causal, **fields})
 
 
 def their_model(
