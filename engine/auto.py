@@ -16,11 +16,13 @@ from .models import family_class
 __all__ = [
     "AutoConfig",
     "AutoModel",
+    "AutoModelForCausalLM",
     "AutoModelForMaskedLM",
     "AutoModelForMultipleChoice",
     "AutoModelForNextSentencePrediction",
     "AutoModelForPreTraining",
     "AutoModelForQuestionAnswering",
+    "AutoModelForSeq2SeqLM",
     "AutoModelForSequenceClassification",
     "AutoModelForTokenClassification",
 ]
@@ -75,6 +77,18 @@ class AutoModelForPreTraining(_AutoClass):
     """Both heads of BERT's pre-training."""
 
     kind = "ForPreTraining"
+
+
+class AutoModelForCausalLM(_AutoClass):
+    """Language models that continue a prompt."""
+
+    kind = "ForCausalLM"
+
+
+class AutoModelForSeq2SeqLM(_AutoClass):
+    """Language models that read a text and write another."""
+
+    kind = "ForConditionalGeneration"
 
 
 class AutoModelForMaskedLM(_AutoClass):

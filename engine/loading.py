@@ -12,7 +12,7 @@ from .dispatch import backends
 from .encoder import Encoder
 from .errors import OptionError
 from .hub import resolve_folder
-from .models import family_class
+from .models import encoder_class
 from .models.pretrained import parameters_left_empty
 from .pooling import SentenceHead
 from .precision import resolve_device, resolve_dtype
@@ -66,7 +66,7 @@ def load(
     folder = resolve_folder(path)
     sentence = read_sentence_folder(folder)
     source = sentence.transformer_folder
-    family = family_class(model_type(source), "Model", source=str(source / CONFIG_NAME))
+    family = encoder_class(model_type(source), source=str(source / CONFIG_NAME))
     config = family.config_class.from_folder(source)
     tokenizer = Tokenizer.from_folder(source, max_length=sentence.max_seq_length, lowercase=sentence.do_lower_case)
     check_vocabulary(tokenizer, config.vocab_size, source)

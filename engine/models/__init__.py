@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import ConfigError
 
-__all__ = ["CLASSES", "FAMILIES", "family_class"]
+__all__ = ["CLASSES", "FAMILIES", "encoder_class", "family_class"]
 
 FAMILIES = {
     "bert": ("bert", "Bert"),
@@ -68,9 +68,17 @@ def family_class(model_type: str, kind: str, *, source: str) -> Any:
     if model_type not in FAMILIES:
         raise ConfigError(f"{source}: model_type: expected one of {', '.join(FAMILIES)}, got {model_type!r}")
     module, prefix = FAMILIES[model_type]
-    if kind == "Model":
-        kind = next(name for name in CLASSES[model_type] if name.endswith("Model"))
     if kind not in CLASSES[model_type]:
         able = [name for name, kinds in CLASSES.items() if kind in kinds]
         raise ConfigError(f"{source}: model_type: {kind} needs one of {', '.join(able) or 'none'}, got {model_type!r}")
     return getattr(import_module(f".{module}", __name__), prefix + kind)
+
+
+def encoder_class(model_type: str, *, source: str) -> Any:
+    """The family's class that turns texts into vectors: its encoder where there is one by itself, else its bare model.
+
+    Raises:
+        ConfigError: an unknown model type.
+    """
+    alone = "EncoderModel" in CLASSES.get(model_type, ())
+    return family_class(model_type, "EncoderModel" if alone else "Model", source=source)

@@ -24,7 +24,7 @@ from padless.engine.cuda_graphs import MOST_BUCKETS, CudaGraphs, wanted
 from padless.engine.cuda_graphs.buckets import MOST_TEXTS, MOST_TOKENS, Bucket, StaticBatch
 from padless.engine.cuda_graphs.model_state import ModelState
 from padless.engine.errors import OptionError
-from padless.engine.models import family_class
+from padless.engine.models import encoder_class
 from padless.engine.ops.bind import BoundOp
 from padless.engine.pooling import SentenceHead
 from padless.engine.sentence_folder import NormalizeSpec, PoolingSpec
@@ -77,7 +77,7 @@ class Small:
         cls, family: str, dtype: torch.dtype = torch.float64, device: torch.device = CPU, mode: str = "mean"
     ) -> Small:
         torch.manual_seed(20261121)
-        model_class = family_class(family, "Model", source="test")
+        model_class = encoder_class(family, source="test")
         sizes: dict[str, Any] = {"d_model": 24, "d_kv": 5, "d_ff": 28, "num_layers": 2, "num_heads": 3}
         if family != "mt5":
             sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "initializer_range": 0.2}

@@ -92,29 +92,44 @@ def test_a_mask_with_holes_leaves_the_text_that_is_there(family: str) -> None:
     assert not found[~mask.bool()].any()
 
 
-@pytest.mark.parametrize("item", [item for item in model_classes() if item.kind != "ForMultipleChoice"], ids=str)
+def by_name(outputs: Any) -> dict[str, Tensor]:
+    """The outputs that are tensors; a cache is none."""
+    return {name: value for name, value in outputs.items() if isinstance(value, Tensor)}
+
+
+ENDING = ModelClass("mt5", "ForSequenceClassification")
+"""It wants an end token in each text."""
+
+
+@pytest.mark.parametrize(
+    "item", [item for item in model_classes() if item.kind != "ForMultipleChoice" and item != ENDING], ids=str
+)
 def test_a_text_without_tokens_disturbs_nobody(item: ModelClass) -> None:
     _, ours = pair(item)
     texts = draw_texts(item, (5, 8), 61)
     call = padded_call(item, texts, "right")
     alone = ours(**call)
     among = ours(**{name: torch.cat([value[:1], value[:1] * 0, value[1:]]) for name, value in call.items()})
-    for name in alone:
+    for name in by_name(alone):
         assert_close(among[name][[0, 2]], alone[name], item.family)
         assert torch.isfinite(among[name]).all(), name
     if "pooler_output" in alone:  # of a text without a first token: of zeros
         assert_close(among.pooler_output[1:2], ours.pooler(torch.zeros(1, alone[0].shape[-1])), item.family)
     none = ours(**{name: value * 0 for name, value in call.items()})
-    assert all(torch.isfinite(value).all() for value in none.values())
+    assert all(torch.isfinite(value).all() for value in by_name(none).values())
 
 
 @pytest.mark.parametrize("everything", [False, True])
 @pytest.mark.parametrize("item", [item for item in model_classes() if item.kind != "ForMultipleChoice"], ids=str)
 def test_a_batch_of_no_texts_gives_outputs_of_no_texts(item: ModelClass, everything: bool) -> None:
     _, ours = pair(item)
-    options = {"output_hidden_states": everything, "output_attentions": everything}
+    options: dict[str, Any] = {"output_hidden_states": everything, "output_attentions": everything}
+    if item.takes_decoder_ids:
+        options["decoder_input_ids"] = torch.zeros(0, 4, dtype=torch.long)
     outputs = ours(input_ids=torch.zeros(0, 6, dtype=torch.long), **options)
     for name, value in outputs.items():
+        if name == "past_key_values":
+            continue
         for one in value if isinstance(value, tuple) else (value,):
             assert one.shape[0] == 0, name
 
