@@ -32,8 +32,8 @@ class Row:
     Attributes:
         case: what was run; unique within a report together with `label`.
         group: what cases belong together: an op, a model, a part of the GPU report.
-        system: the software, without its dtype.
-        label: the system as the report's lists of failures name it.
+        system: the software, without its dtype; `OURS` for the row of the dispatch table that padless takes.
+        label: the system as the report itself names it.
         dtype: "float32", "bfloat16" or "float16".
         value: what was measured, in `unit`.
         unit: `MICROSECONDS`, "tokens/s" or "rows/s".
@@ -55,6 +55,11 @@ class Row:
     length: int | None = None
     tflops: float | None = None
     gbps: float | None = None
+
+    @property
+    def shown(self) -> str:
+        """The system as a picture names it; of padless, where it has several rows, also which."""
+        return self.system if self.system != OURS or self.label.startswith(OURS) else f"{OURS} ({self.label})"
 
     @property
     def ours(self) -> bool:
@@ -109,10 +114,13 @@ def _kernels(root: Node) -> Iterator[Row]:
     for case in root.items("cases"):
         name, dtype = _kernel_case(case), case.text("dtype")
         tokens, flops, size = _numbers(case, "tokens", "flops", "bytes")
+        # Systems are rows of the dispatch table and peers; padless is the row that it takes for this case.
+        chosen = case.any_text(("chosen",))
         for system in case.items("systems"):
+            label = system.text("system")
             tflops, gbps = _numbers(system, "tflops", "gbps")
             yield Row(
-                name, case.text("op"), system.text("system"), system.text("system"), dtype, system.spread("us"),
+                name, case.text("op"), OURS if label == chosen else label, label, dtype, system.spread("us"),
                 MICROSECONDS, tokens, flops, size, _length(case), tflops, gbps,
             )  # fmt: skip
 
@@ -120,7 +128,7 @@ def _kernels(root: Node) -> Iterator[Row]:
 def _models(root: Node) -> Iterator[Row]:
     for model in root.items("models"):
         name, workload = _model_case(model), model.node("workload")
-        tokens = workload.number("tokens") if workload.has("tokens") else None
+        tokens = next((node.number("tokens") for node in (model, workload) if node.has("tokens")), None)
         length = None if tokens is None else round(tokens / max(workload.number("texts"), 1.0))
         for system in model.items("systems"):
             software, dtype = system.text("system"), system.text("dtype")
@@ -173,7 +181,9 @@ _READERS: dict[str, Callable[[Node], Iterator[Row]]] = {
 
 
 def _kernel_case(case: Node) -> str:
-    return f"{case.text('op')}: {case.text('case')}, {case.text('dtype')}"
+    lengths = case.tree.get("lengths")
+    batch = f", {lengths}" if isinstance(lengths, str) else ""
+    return f"{case.text('op')}: {case.text('case')}{batch}, {case.text('dtype')}"
 
 
 def _model_case(model: Node) -> str:
@@ -191,7 +201,9 @@ def _numbers(node: Node, *names: str) -> Iterator[float | None]:
 
 
 def _length(case: Node) -> int | None:
-    """Tokens of one text: all alike in a list of lengths, else what ends the case's name."""
+    """Tokens of one text: as stated, or all alike in a list of lengths, or what ends the case's name."""
+    if "seqlen" in case.tree:
+        return int(case.number("seqlen")) if case.has("seqlen") else None
     lengths = case.tree.get("lengths")
     if isinstance(lengths, list) and lengths and all(isinstance(length, int) for length in lengths):
         return int(lengths[0]) if len(set(lengths)) == 1 else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
@@ -12,7 +12,7 @@ from ..report_rows import MICROSECONDS, OURS, Row
 from ..timing import Spread
 from .style import BEHIND, INK, colours, labelled, new_figure, plain
 
-__all__ = ["Group", "bars", "group_rows", "pages", "shortened"]
+__all__ = ["Group", "Rated", "bars", "group_rows", "pages", "shortened"]
 
 BARS_A_PAGE = 34
 _WIDE = 30.0
@@ -20,28 +20,34 @@ _WIDE = 30.0
 
 
 @dataclass(frozen=True)
-class Group:
-    """The systems at one case, the fastest first.
+class Rated:
+    """A row and how many times as fast as the baseline it is.
 
     Attributes:
-        name: of the case.
-        rows: what was measured.
-        speed: of each row, how many times as fast as the baseline.
-        speed_range: of each row p20 and p80 of that, or None where only the medians are known.
+        row: what was measured.
+        speed: the median.
+        range: p20 and p80 of that, or None where only the medians are known.
     """
 
+    row: Row
+    speed: float
+    range: Spread | None = None
+
+
+@dataclass(frozen=True)
+class Group:
+    """The systems at one case, the fastest first."""
+
     name: str
-    rows: tuple[Row, ...]
-    speed: tuple[float, ...]
-    speed_range: tuple[Spread | None, ...]
+    systems: tuple[Rated, ...]
 
     @property
     def ours(self) -> float:
         """How many times as fast as the baseline padless is; 0 where it has no figure."""
-        return max((speed for row, speed in zip(self.rows, self.speed, strict=True) if row.ours), default=0.0)
+        return max((rated.speed for rated in self.systems if rated.row.ours), default=0.0)
 
 
-def group_rows(rows: Sequence[Row], ratios: dict[tuple[str, str], Spread] | None = None) -> list[Group]:
+def group_rows(rows: Sequence[Row], ratios: Mapping[tuple[str, str], Spread] | None = None) -> list[Group]:
     """A group a case, the one where padless gains most first.
 
     Args:
@@ -55,12 +61,11 @@ def group_rows(rows: Sequence[Row], ratios: dict[tuple[str, str], Spread] | None
         if ratios is None:
             others = [row for row in found if not row.ours] or found
             baseline = max(others, key=lambda row: row.speed_over(others[0].value)).value
-            rated = [(row.speed_over(baseline), row, None) for row in found]
+            rated = [Rated(row, row.speed_over(baseline)) for row in found]
         else:
-            rated = [(ratios[case, row.label].median, row, ratios[case, row.label]) for row in found]
-        rated.sort(key=lambda entry: -entry[0])
-        speeds, ordered, spreads = zip(*rated, strict=True)
-        groups.append(Group(case, ordered, speeds, spreads))
+            spreads = [ratios[case, row.label] for row in found]
+            rated = [Rated(row, spread.median, spread) for row, spread in zip(found, spreads, strict=True)]
+        groups.append(Group(case, tuple(sorted(rated, key=lambda entry: -entry.speed))))
     return sorted(groups, key=lambda group: -group.ours)
 
 
@@ -68,13 +73,10 @@ def shortened(groups: Sequence[Group], peers: int) -> list[Group]:
     """padless and the fastest so many of its peers; cases without both are left out."""
     found = []
     for group in groups:
-        others = [place for place, row in enumerate(group.rows) if not row.ours][:peers]
-        ours = [place for place, row in enumerate(group.rows) if row.system == OURS]
-        if not others or not ours:
-            continue
-        kept = sorted([*others, *ours])
-        pick = [tuple(column[place] for place in kept) for column in (group.rows, group.speed, group.speed_range)]
-        found.append(Group(group.name, *pick))
+        others = [rated for rated in group.systems if not rated.row.ours][:peers]
+        ours = [rated for rated in group.systems if rated.row.system == OURS]
+        if others and ours:
+            found.append(Group(group.name, tuple(rated for rated in group.systems if rated in [*others, *ours])))
     return found
 
 
@@ -82,7 +84,7 @@ def pages(groups: Sequence[Group], most: int = BARS_A_PAGE) -> list[list[Group]]
     """Groups in lots of at most `most` bars; a group is never cut."""
     lots: list[list[Group]] = []
     for group in groups:
-        if not lots or sum(len(other.rows) for other in lots[-1]) + len(group.rows) > most:
+        if not lots or sum(len(other.systems) for other in lots[-1]) + len(group.systems) > most:
             lots.append([])
         lots[-1].append(group)
     return lots
@@ -101,11 +103,11 @@ def bars(title: str, below: str, groups: Sequence[Group], baseline: str, *, dtyp
     places, y = [], 0.0
     for group in groups:
         y += 1.15 if len(groups) > 1 else 0.0
-        places.append([y + step for step in range(len(group.rows))])
-        y += len(group.rows) + 0.15
+        places.append([y + step for step in range(len(group.systems))])
+        y += len(group.systems) + 0.15
     figure = new_figure(1.9 + 0.335 * y, title, below)
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1, 1.15))
-    rows = [row for group in groups for row in group.rows]
+    rows = [rated.row for group in groups for rated in group.systems]
     palette = colours(row.system for row in rows)
     unit = rows[0].unit
     values = [row.value.median for row in rows]
@@ -114,16 +116,17 @@ def bars(title: str, below: str, groups: Sequence[Group], baseline: str, *, dtyp
         right.set_xscale("log")
         right.set_xlim(min(values) / 3, max(values) * 4)
     for group, at in zip(groups, places, strict=True):
-        shades = [palette[row.system] for row in group.rows]
-        left.barh(at, group.speed, color=shades, height=0.78)
-        right.barh(at, [row.value.median for row in group.rows], color=shades, height=0.78)
-        for place, row, speed, spread in zip(at, group.rows, group.speed, group.speed_range, strict=True):
-            if spread is not None:
-                _whisker(left, spread, place)
+        shades = [palette[rated.row.system] for rated in group.systems]
+        left.barh(at, [rated.speed for rated in group.systems], color=shades, height=0.78)
+        right.barh(at, [rated.row.value.median for rated in group.systems], color=shades, height=0.78)
+        for place, rated in zip(at, group.systems, strict=True):
+            row, end = rated.row, rated.speed
+            if rated.range is not None:
+                _whisker(left, rated.range, place)
+                end = rated.range.p80
             _whisker(right, row.value, place)
             weight = "bold" if row.system == OURS else "normal"
-            end = speed if spread is None else spread.p80
-            _value(left, end, place, f"{speed:.2f}x", weight)
+            _value(left, end, place, f"{rated.speed:.2f}x", weight)
             _value(right, row.value.p80, place, _figure(row.value.median, unit), weight)
         if len(groups) > 1:
             left.annotate(
@@ -140,9 +143,10 @@ def bars(title: str, below: str, groups: Sequence[Group], baseline: str, *, dtyp
 def _finish(
     left: Axes, right: Axes, groups: Sequence[Group], places: Sequence[Sequence[float]], dtype_in_label: bool
 ) -> None:
-    names = [row.label if dtype_in_label else row.system for group in groups for row in group.rows]
+    rows = [rated.row for group in groups for rated in group.systems]
+    names = [row.label if dtype_in_label else row.shown for row in rows]
     left.set_yticks([place for lot in places for place in lot], names)
-    for tick, row in zip(left.get_yticklabels(), (row for group in groups for row in group.rows), strict=True):
+    for tick, row in zip(left.get_yticklabels(), rows, strict=True):
         tick.set_fontweight("bold" if row.system == OURS else "normal")
     for axes in (left, right):
         plain(axes)

@@ -9,6 +9,7 @@ gpu-report   ceilings.png, attention.png, fused.png, lengths.png
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ from .style import save, subtitle
 __all__ = ["draw", "figures"]
 
 BEST_PEER = "the fastest peer"
+MOST_NAMES = 20
+"""Of points in a roofline."""
 
 
 def draw(report: dict[str, Any], folder: Path) -> list[Path]:
@@ -68,14 +71,42 @@ def _kernels(report: Report, rows: Sequence[Row]) -> Iterator[tuple[str, Figure]
     ceilings = report.root.node("ceilings")
     for dtype in dict.fromkeys(row.dtype for row in rows):
         below = subtitle(report, dtype)
-        found = [row for row in rows if row.dtype == dtype]
-        groups = [_without_dtype(group, dtype) for group in group_rows(found)]
+        groups = [_without_dtype(group, dtype) for group in group_rows([row for row in rows if row.dtype == dtype])]
         points = [point for group in groups if (point := _point(group)) is not None]
         if points:
             tflops, gbps = ceilings.node("tflops").number(dtype), ceilings.number("gbps")
-            yield f"roofline_{dtype}", roofline("padless kernels under the roofline", below, points, tflops, gbps)
-        yield from _paged(f"kernels_{dtype}", "Kernels against their peers", below, groups)
+            title = "padless kernels under the roofline"
+            yield f"roofline_{dtype}", roofline(title, below, _labelled(points, groups), tflops, gbps)
+        # The first picture has a case of each op; where there are more, each op has pages of its own.
+        yield from _paged(f"kernels_{dtype}", "Kernels against their peers", below, _largest(groups))
+        for op in dict.fromkeys(row.group for row in rows):
+            found = [group for group in groups if group.systems[0].row.group == op]
+            if len(found) > 1:
+                yield from _paged(f"kernels_{op}_{dtype}", f"{op} against its peers", below, found)
     yield from _lengths(report, rows, "Throughput over length")
+
+
+def _largest(groups: Sequence[Group]) -> list[Group]:
+    """Of each op the case with the most FLOPs, or bytes, in the order of the groups."""
+
+    def size(group: Group) -> tuple[float, float]:
+        row = group.systems[0].row
+        return row.flops or 0.0, row.bytes or 0.0
+
+    best: dict[str, Group] = {}
+    for group in groups:
+        op = group.systems[0].row.group
+        if op not in best or size(group) > size(best[op]):
+            best[op] = group
+    return [group for group in groups if group in best.values()]
+
+
+def _labelled(points: Sequence[Point], groups: Sequence[Group]) -> list[Point]:
+    """Every point named, or where they are too many for that, of each op the largest case."""
+    if len(points) <= MOST_NAMES:
+        return list(points)
+    named = {group.name for group in _largest(groups)}
+    return [point if point.name in named else replace(point, name="") for point in points]
 
 
 def _models(report: Report, rows: Sequence[Row]) -> Iterator[tuple[str, Figure]]:
@@ -100,7 +131,7 @@ def _models(report: Report, rows: Sequence[Row]) -> Iterator[tuple[str, Figure]]
             for node in systems.values():
                 factors[node.text("system")] = max(factors.get(node.text("system"), 1.0), node.number("padding_factor"))
             title = "Padding: what is computed for nothing"
-            yield f"padding{suffix}", padding(title, below, factors, _workload_lengths(model, found[0].tokens))
+            yield f"padding{suffix}", padding(title, below, factors, _workload_lengths(workload, found[0].tokens))
     yield from _lengths(report, rows, "Throughput over length", "mean tokens of a text", dtype_in_label=True)
 
 
@@ -160,12 +191,13 @@ def _lengths(
 
 
 def _point(group: Group) -> Point | None:
-    ours = [row for row in group.rows if row.system == OURS]
-    if not ours or not ours[0].flops or not ours[0].bytes:
+    rows = [rated.row for rated in group.systems]
+    ours = next((row for row in rows if row.system == OURS), None)
+    if ours is None or not ours.flops or not ours.bytes:
         return None
-    peers = [row.flops / row.value.median / 1e6 for row in group.rows if not row.ours and row.flops]
-    flops, size = ours[0].flops, ours[0].bytes
-    return Point(group.name, flops / size, flops / ours[0].value.median / 1e6, max(peers, default=None))
+    reached = {row.system: ours.flops / row.value.median / 1e6 for row in rows}
+    peers = [reached[row.system] for row in rows if not row.ours]
+    return Point(group.name, ours.flops / ours.bytes, reached[OURS], max(peers, default=None))
 
 
 def _shares(report: Report, part: str, rows: Sequence[Row]) -> Iterator[Share]:
@@ -191,27 +223,25 @@ def _without_dtype(group: Group, dtype: str) -> Group:
 
 
 def _renamed(group: Group, name: str) -> Group:
-    return Group(name, group.rows, group.speed, group.speed_range)
+    return Group(name, group.systems)
 
 
-def _workload_lengths(model: Node, tokens: float | None) -> np.ndarray | None:
+def _workload_lengths(workload: Node, tokens: float | None) -> np.ndarray | None:
     """Tokens of each text in the order they came: as the report has them, else of the seeded workload, if it is that.
 
-    A workload whose corpus is not installed, or which another tokenizer counted, has no picture of its lengths.
+    A workload whose corpus is not installed, which was cut, or which another tokenizer counted, has no such picture.
     """
-    workload = model.node("workload")
     stated = workload.tree.get("lengths")
     if isinstance(stated, list) and stated and all(isinstance(length, int) for length in stated):
         return np.array(stated, dtype=np.int64)
-    from ..peers import max_length
     from ..workloads import WORKLOADS, default_model, load_workload
 
     if workload.text("name") not in WORKLOADS:
         return None
     try:
-        folder = default_model()
-        lengths = load_workload(workload.text("name"), folder).lengths
+        lengths = load_workload(workload.text("name"), default_model()).lengths
     except InputError:
         return None
-    lengths = np.minimum(lengths, max_length(folder))
-    return lengths if lengths.sum() == tokens else None
+    # The report does not say to how many tokens the model cuts a text; its sum does.
+    cuts = (np.minimum(lengths, most) for most in (lengths.max(), 128, 256, 384, 512))
+    return next((cut for cut in cuts if cut.sum() == tokens), None)

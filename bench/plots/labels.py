@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
 from matplotlib.text import Annotation, Text
 
 __all__ = ["boxes_of", "label_points", "line_boxes", "overlaps", "renderer_of"]
@@ -55,7 +55,7 @@ def label_points(
         The texts, in the order of `points`. One that finds no free place stands where it covers the least.
     """
     renderer = renderer_of(axes)
-    inside = axes.get_window_extent(renderer).extents
+    inside = np.array(axes.get_window_extent(renderer).extents)
     pixels = axes.transData.transform([(x, y) for x, y, _ in points])
     notes = [
         axes.annotate(
@@ -89,7 +89,7 @@ def label_points(
     return notes
 
 
-def line_boxes(corners: Sequence[Sequence[float]] | np.ndarray, half: float) -> np.ndarray:
+def line_boxes(corners: Sequence[Sequence[float] | np.ndarray] | np.ndarray, half: float) -> np.ndarray:
     """Boxes of `half` pixels to each side along the line through these places."""
     found = [np.asarray(corners[:1], dtype=float)]
     for start, end in itertools.pairwise(np.asarray(corners, dtype=float)):
@@ -108,7 +108,7 @@ def overlaps(boxes: np.ndarray) -> list[tuple[int, int]]:
     return [(i, j) for i, j in itertools.combinations(range(len(boxes)), 2) if _covered(boxes[i], boxes[j : j + 1])]
 
 
-def renderer_of(axes: Axes):  # noqa: ANN201  # matplotlib's own type is private
+def renderer_of(axes: Axes) -> RendererAgg:
     """What measures the texts of these axes."""
     canvas = axes.figure.canvas
     assert isinstance(canvas, FigureCanvasAgg)
@@ -136,7 +136,7 @@ def _place(
             continue
         line = np.empty((0, 4)) if beside else line_boxes([at, _nearest(at, box)], half=1.0)
         harm = _HARM * _covered(box, texts) + _covered(box, keep_free)
-        harm += sum(_covered(part, texts) + _covered(part, points) for part in line)
+        harm += _covered(line, texts) + _covered(line, points)
         if best is None or harm < best[0]:
             best = harm, box, line
         if harm == 0:
@@ -146,10 +146,11 @@ def _place(
     return (_box(at, _RADII[0], 0, *size), np.empty((0, 4))) if best is None else best[1:]
 
 
-def _covered(box: np.ndarray, others: np.ndarray) -> int:
-    """How many of the others this box overlaps."""
-    apart = (others[:, 2] <= box[0]) | (others[:, 0] >= box[2]) | (others[:, 3] <= box[1]) | (others[:, 1] >= box[3])
-    return int((~apart).sum())
+def _covered(boxes: np.ndarray, others: np.ndarray) -> int:
+    """How often a box of `boxes`, one or several, overlaps one of the others."""
+    left, low, right, high = (boxes.reshape(-1, 4)[:, None, side] for side in range(4))
+    met = (others[:, 0] < right) & (others[:, 2] > left) & (others[:, 1] < high) & (others[:, 3] > low)
+    return int(met.sum())
 
 
 def _nearest(at: np.ndarray, box: np.ndarray) -> tuple[float, float]:

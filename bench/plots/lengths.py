@@ -15,7 +15,7 @@ from .style import MARKERS, colours, labelled, new_figure, plain
 
 __all__ = ["Family", "families", "lengths"]
 
-LENGTHS = 3
+LENGTHS = 2
 """Fewer than these make no line."""
 
 PANELS = 4
@@ -35,7 +35,7 @@ class Family:
 
 
 def families(rows: Sequence[Row], *, dtype_in_label: bool = False) -> list[Family]:
-    """The families of at least `LENGTHS` lengths of padless, those with the most first; at most `PANELS`."""
+    """The families of at least `LENGTHS` lengths of padless; those with the most lengths first, at most `PANELS`."""
     found: dict[str, Family] = {}
     for row in rows:
         rate = _tokens_per_second(row)
@@ -50,7 +50,7 @@ def families(rows: Sequence[Row], *, dtype_in_label: bool = False) -> list[Famil
         for line in family.lines.values():
             line.sort()
     whole = [family for family in found.values() if _lengths_of_ours(family) >= LENGTHS]
-    return sorted(whole, key=lambda family: -_lengths_of_ours(family))[:PANELS]
+    return sorted(whole, key=lambda family: (-_lengths_of_ours(family), -len(family.lines)))[:PANELS]
 
 
 def lengths(title: str, below: str, found: Sequence[Family], length: str = "tokens of a text") -> Figure:
@@ -86,7 +86,7 @@ def lengths(title: str, below: str, found: Sequence[Family], length: str = "toke
     return figure
 
 
-_DTYPES = (" float32", " bfloat16", " float16")
+_DTYPES = (" float32", " bfloat16", " float16", " int8")
 
 
 def _line(

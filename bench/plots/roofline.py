@@ -26,7 +26,7 @@ class Point:
     """A kernel at a case.
 
     Attributes:
-        name: as it is labelled.
+        name: as it is labelled; empty for a point without a label.
         intensity: FLOPs a byte that must cross the memory bus.
         tflops: what padless reaches.
         peer_tflops: what the fastest peer reaches, or None.
@@ -57,15 +57,21 @@ def roofline(title: str, below: str, points: Sequence[Point], tflops: float, gbp
     low, high = axes.get_xlim()
     axes.plot((low, ridge, high), (low * gbps / 1e3, tflops, tflops), color=INK, linewidth=2.0, zorder=3)
     axes.fill_between((low, ridge, high), (low * gbps / 1e3, tflops, tflops), axes.get_ylim()[0], color="#F6F6F6")
-    with_peer = [(point, point.peer_tflops) for point in points if point.peer_tflops is not None]
+    with_peer = [(point, point.peer_tflops) for point in points if point.name and point.peer_tflops is not None]
     for point, peer in with_peer:
         axes.plot((point.intensity,) * 2, (point.tflops, peer), color=GREY, linewidth=1.6, zorder=3)
     axes.scatter(
         [point.intensity for point, _ in with_peer], [peer for _, peer in with_peer],
         s=52, facecolor="white", edgecolor="#555555", linewidth=1.4, zorder=4, label="fastest peer",
     )  # fmt: skip
+    named = [point for point in points if point.name]
+    unnamed = [point for point in points if not point.name]
     axes.scatter(
-        [point.intensity for point in points], [point.tflops for point in points],
+        [point.intensity for point in unnamed], [point.tflops for point in unnamed],
+        s=40, color=OURS_COLOUR, alpha=0.45, linewidth=0, zorder=4.5,
+    )  # fmt: skip
+    axes.scatter(
+        [point.intensity for point in named], [point.tflops for point in named],
         s=84, color=OURS_COLOUR, edgecolor="white", linewidth=0.9, zorder=5, label="padless",
     )  # fmt: skip
     plain(axes, grid="both")
@@ -83,7 +89,7 @@ def roofline(title: str, below: str, points: Sequence[Point], tflops: float, gbp
     for point, peer in with_peer:
         keep_free.append(_along(axes, [(point.intensity, point.tflops), (point.intensity, peer)], half=3.0))
         keep_free.append(_along(axes, [(point.intensity, peer)], half=7.0))
-    names = [(point.intensity, point.tflops, _named(point, tflops, gbps)) for point in points]
+    names = [(point.intensity, point.tflops, _named(point, tflops, gbps)) for point in named]
     label_points(axes, names, texts=written, keep_free=np.vstack(keep_free))
     return figure
 

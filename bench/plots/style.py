@@ -37,6 +37,9 @@ WIDTH = 14.0
 """Inches, of every picture: 1,400 pixels."""
 
 OURS_COLOUR = "#D55E00"
+_OURS_PALE = "#EFA26B"
+"""Of padless in another arrangement."""
+
 GREY = "#B8B8B8"
 INK, _PALE = "#222222", "#666666"
 BEHIND = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
@@ -45,6 +48,7 @@ BEHIND = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
 _KNOWN = {
     "sentence-transformers": "#0072B2",
     "transformers": "#56B4E9",
+    "transformers-unsorted": "#A6D5F2",
     "openvino": "#009E73",
     "onnxruntime": "#CC79A7",
     "eager": "#999999",
@@ -52,9 +56,23 @@ _KNOWN = {
     "torch.compile": "#E69F00",
     "compile": "#E69F00",
     "sdpa": "#009E73",
+    "sdpa-padded": "#009E73",
+    "sdpa-nested": "#66C5AA",
+    "sdpa-flash": "#7A5195",
+    "sdpa-cudnn": "#00664B",
+    "torch-varlen": "#56B4E9",
+    "flash-attn-2": "#004D80",
+    "flash-attn-3": "#0072B2",
+    "flash-attn-4": "#444444",
+    "xformers": "#8C6D31",
+    "liger": "#F0E442",
+    "product-alone": "#444444",
     "sdpa cudnn": "#009E73",
     "sdpa flash": "#7A5195",
     "torch varlen": "#56B4E9",
+    "torch_varlen": "#56B4E9",
+    "flash_attn": "#004D80",
+    "triton": "#7A5195",
     "flex": "#CC79A7",
     "flash-attn 2": "#004D80",
     "flash-attn 3": "#0072B2",
@@ -67,18 +85,13 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
 
 def colours(systems: Iterable[str]) -> dict[str, str]:
     """A colour for each system, the same whatever the order; with more than there are colours, some are shared."""
-    found: dict[str, str] = {}
-    free = list(_OTHERS)
-    for system in sorted(set(systems)):
-        if system == OURS:
-            found[system] = OURS_COLOUR
-        elif system.startswith(OURS):
-            found[system] = "#EFA26B"  # padless in another arrangement: its colour, paler
-        elif system in _KNOWN:
-            found[system] = _KNOWN[system]
-        else:
-            untaken = [colour for colour in free if colour not in found.values()] or list(_OTHERS)
-            found[system] = untaken[0]
+    systems = list(systems)
+    ours = {system: _OURS_PALE for system in systems if system.startswith(OURS)} | {OURS: OURS_COLOUR}
+    names = sorted(set(systems))
+    found = {system: {**_KNOWN, **ours}.get(system, "") for system in names}
+    for system in (name for name in names if not found[name]):
+        untaken = [colour for colour in _OTHERS if colour not in found.values()] or _OTHERS
+        found[system] = untaken[0]
     return found
 
 
