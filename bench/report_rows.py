@@ -11,10 +11,13 @@ from .fields import Node
 from .report_file import Report
 from .timing import Spread
 
-__all__ = ["MICROSECONDS", "OURS", "Row", "missing_of", "rows_of"]
+__all__ = ["BOUNDS", "MICROSECONDS", "OURS", "Row", "missing_of", "rows_of"]
 
 OURS = "padless"
 MICROSECONDS = "µs"
+
+BOUNDS = ("product-alone", "the product alone, cuBLAS", "copy of as many bytes")
+"""What is timed beside an op and does less than it: nothing that computes the op can be held against it as a peer."""
 
 _TIMED_PARTS = ("attention", "fused")
 """Of a GPU report: its other parts check, or try tilings."""
@@ -65,6 +68,11 @@ class Row:
     def ours(self) -> bool:
         """Whether this is padless, in whatever arrangement."""
         return self.system == OURS or self.system.startswith((f"{OURS} ", f"{OURS},"))
+
+    @property
+    def peer(self) -> bool:
+        """Whether this computes the same and is not padless."""
+        return not self.ours and self.system not in BOUNDS
 
     def speed_over(self, other: Spread) -> float:
         """How many times faster than `other`, a value of the same unit, by the medians."""

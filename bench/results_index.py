@@ -152,7 +152,7 @@ def _against_peers(rows: Sequence[Row]) -> str:
     times = []
     for case in dict.fromkeys(row.case for row in rows):
         ours = [row for row in rows if row.case == case and row.system == OURS]
-        peers = [row for row in rows if row.case == case and not row.ours]
+        peers = [row for row in rows if row.case == case and row.peer]
         if ours and peers:
             times.append(min(ours[0].speed_over(peer.value) for peer in peers))
     if not times:

@@ -48,7 +48,7 @@ class Group:
 
 
 def group_rows(rows: Sequence[Row], ratios: Mapping[tuple[str, str], Spread] | None = None) -> list[Group]:
-    """A group a case, the one where padless gains most first.
+    """A group for each case that has a peer, the one where padless gains most first.
 
     Args:
         rows: of any number of cases.
@@ -59,8 +59,10 @@ def group_rows(rows: Sequence[Row], ratios: Mapping[tuple[str, str], Spread] | N
     for case in dict.fromkeys(row.case for row in rows):
         found = [row for row in rows if row.case == case]
         if ratios is None:
-            others = [row for row in found if not row.ours] or found
-            baseline = max(others, key=lambda row: row.speed_over(others[0].value)).value
+            peers = [row for row in found if row.peer]
+            if not peers:
+                continue
+            baseline = max(peers, key=lambda row: row.speed_over(peers[0].value)).value
             rated = [Rated(row, row.speed_over(baseline)) for row in found]
         else:
             spreads = [ratios[case, row.label] for row in found]
@@ -70,13 +72,13 @@ def group_rows(rows: Sequence[Row], ratios: Mapping[tuple[str, str], Spread] | N
 
 
 def shortened(groups: Sequence[Group], peers: int) -> list[Group]:
-    """padless and the fastest so many of its peers; cases without both are left out."""
+    """padless, the fastest so many of its peers, and what bounds it; cases without padless are left out."""
     found = []
     for group in groups:
-        others = [rated for rated in group.systems if not rated.row.ours][:peers]
-        ours = [rated for rated in group.systems if rated.row.system == OURS]
-        if others and ours:
-            found.append(Group(group.name, tuple(rated for rated in group.systems if rated in [*others, *ours])))
+        kept = [rated for rated in group.systems if rated.row.peer][:peers]
+        kept += [rated for rated in group.systems if rated.row.system == OURS or not (rated.row.peer or rated.row.ours)]
+        if any(rated.row.ours for rated in kept):
+            found.append(Group(group.name, tuple(rated for rated in group.systems if rated in kept)))
     return found
 
 

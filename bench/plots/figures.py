@@ -71,14 +71,15 @@ def _kernels(report: Report, rows: Sequence[Row]) -> Iterator[tuple[str, Figure]
     ceilings = report.root.node("ceilings")
     for dtype in dict.fromkeys(row.dtype for row in rows):
         below = subtitle(report, dtype)
-        groups = [_without_dtype(group, dtype) for group in group_rows([row for row in rows if row.dtype == dtype])]
-        points = [point for group in groups if (point := _point(group)) is not None]
+        of_dtype = [row for row in rows if row.dtype == dtype]
+        groups = [_renamed(group, group.name.removesuffix(f", {dtype}")) for group in group_rows(of_dtype)]
+        points = list(_points(of_dtype))
         if points:
             tflops, gbps = ceilings.node("tflops").number(dtype), ceilings.number("gbps")
             title = "padless kernels under the roofline"
-            yield f"roofline_{dtype}", roofline(title, below, _labelled(points, groups), tflops, gbps)
+            yield f"roofline_{dtype}", roofline(title, below, _labelled(points, of_dtype), tflops, gbps)
         # The first picture has a case of each op; where there are more, each op has pages of its own.
-        yield from _paged(f"kernels_{dtype}", "Kernels against their peers", below, _largest(groups))
+        yield from _paged(f"kernels_{dtype}", "Kernels against their peers", below, _of_largest(groups))
         for op in dict.fromkeys(row.group for row in rows):
             found = [group for group in groups if group.systems[0].row.group == op]
             if len(found) > 1:
@@ -86,26 +87,26 @@ def _kernels(report: Report, rows: Sequence[Row]) -> Iterator[tuple[str, Figure]
     yield from _lengths(report, rows, "Throughput over length")
 
 
-def _largest(groups: Sequence[Group]) -> list[Group]:
-    """Of each op the case with the most FLOPs, or bytes, in the order of the groups."""
-
-    def size(group: Group) -> tuple[float, float]:
-        row = group.systems[0].row
-        return row.flops or 0.0, row.bytes or 0.0
-
-    best: dict[str, Group] = {}
-    for group in groups:
-        op = group.systems[0].row.group
-        if op not in best or size(group) > size(best[op]):
-            best[op] = group
-    return [group for group in groups if group in best.values()]
+def _largest(rows: Sequence[Row]) -> set[str]:
+    """Of each op the case with the most FLOPs, or bytes."""
+    best: dict[str, Row] = {}
+    for row in rows:
+        held = best.setdefault(row.group, row)
+        if (row.flops or 0.0, row.bytes or 0.0) > (held.flops or 0.0, held.bytes or 0.0):
+            best[row.group] = row
+    return {row.case for row in best.values()}
 
 
-def _labelled(points: Sequence[Point], groups: Sequence[Group]) -> list[Point]:
+def _of_largest(groups: Sequence[Group]) -> list[Group]:
+    largest = _largest([group.systems[0].row for group in groups])
+    return [group for group in groups if group.systems[0].row.case in largest]
+
+
+def _labelled(points: Sequence[Point], rows: Sequence[Row]) -> list[Point]:
     """Every point named, or where they are too many for that, of each op the largest case."""
     if len(points) <= MOST_NAMES:
         return list(points)
-    named = {group.name for group in _largest(groups)}
+    named = {case.removesuffix(f", {rows[0].dtype}") for case in _largest(rows)}
     return [point if point.name in named else replace(point, name="") for point in points]
 
 
@@ -190,14 +191,13 @@ def _lengths(
         yield "lengths", lengths(title, subtitle(report, _dtypes(rows)), found, length)
 
 
-def _point(group: Group) -> Point | None:
-    rows = [rated.row for rated in group.systems]
-    ours = next((row for row in rows if row.system == OURS), None)
-    if ours is None or not ours.flops or not ours.bytes:
-        return None
-    reached = {row.system: ours.flops / row.value.median / 1e6 for row in rows}
-    peers = [reached[row.system] for row in rows if not row.ours]
-    return Point(group.name, ours.flops / ours.bytes, reached[OURS], max(peers, default=None))
+def _points(rows: Sequence[Row]) -> Iterator[Point]:
+    """Each case of padless that has FLOPs and bytes."""
+    for ours in rows:
+        if ours.system == OURS and ours.flops and ours.bytes:
+            rates = [ours.flops / row.value.median / 1e6 for row in rows if row.case == ours.case and row.peer]
+            name = ours.case.removesuffix(f", {ours.dtype}")
+            yield Point(name, ours.flops / ours.bytes, ours.flops / ours.value.median / 1e6, max(rates, default=None))
 
 
 def _shares(report: Report, part: str, rows: Sequence[Row]) -> Iterator[Share]:
@@ -216,10 +216,6 @@ def _shares(report: Report, part: str, rows: Sequence[Row]) -> Iterator[Share]:
 
 def _dtypes(rows: Sequence[Row]) -> str:
     return ", ".join(dict.fromkeys(row.dtype for row in rows))
-
-
-def _without_dtype(group: Group, dtype: str) -> Group:
-    return _renamed(group, group.name.removesuffix(f", {dtype}"))
 
 
 def _renamed(group: Group, name: str) -> Group:

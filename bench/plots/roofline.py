@@ -89,6 +89,7 @@ def roofline(title: str, below: str, points: Sequence[Point], tflops: float, gbp
     for point, peer in with_peer:
         keep_free.append(_along(axes, [(point.intensity, point.tflops), (point.intensity, peer)], half=3.0))
         keep_free.append(_along(axes, [(point.intensity, peer)], half=7.0))
+    keep_free += [_along(axes, [(point.intensity, point.tflops)], half=5.0) for point in unnamed]
     names = [(point.intensity, point.tflops, _named(point, tflops, gbps)) for point in named]
     label_points(axes, names, texts=written, keep_free=np.vstack(keep_free))
     return figure

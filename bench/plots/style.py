@@ -111,7 +111,8 @@ def subtitle(report: Report, *further: str) -> str:
     machine = report.machine
     name = report.machine_name
     if machine.has("threads"):
-        name += f", {machine.number('threads'):.0f} threads"
+        count = machine.number("threads")
+        name += f", {count:.0f} thread{'s' if count != 1 else ''}"
     return "  ·  ".join([name, *filter(None, further), f"commit {report.commit}", report.written[:10]])
 
 

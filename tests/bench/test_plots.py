@@ -41,7 +41,7 @@ def spread(median: float) -> Tree:
 
 
 def kernels() -> Tree:
-    """Ten ops at one case each, attention at three lengths; rows of the table and peers, as `bench kernels` has them."""
+    """Ten ops at a case each, attention at three lengths: rows of the table and peers, as `bench kernels` has them."""
 
     def case(op: str, name: str, flops: float, intensity: float, seqlen: int, *peers: float) -> Tree:
         us = {"cpu": 100.0, "eager": 180.0} | dict(zip(("compile", "sdpa-padded", "flex"), peers, strict=False))
@@ -96,7 +96,14 @@ TREES: dict[str, Tree] = {"kernels": kernels(), "models": MODELS, "jobs": jobs()
 
 @pytest.fixture(scope="module")
 def drawn() -> dict[str, dict[str, Figure]]:
-    return {kind: dict(figures(check_report(tree))) for kind, tree in TREES.items()}
+    return {kind: rendered(tree) for kind, tree in TREES.items()}
+
+
+def rendered(tree: Tree) -> dict[str, Figure]:
+    found = dict(figures(check_report(tree)))
+    for figure in found.values():
+        figure.canvas.draw()
+    return found
 
 
 def each(drawn: dict[str, dict[str, Figure]]) -> Iterator[tuple[str, Figure]]:
@@ -104,8 +111,7 @@ def each(drawn: dict[str, dict[str, Figure]]) -> Iterator[tuple[str, Figure]]:
 
 
 def written(figure: Figure) -> list[Text]:
-    """The texts that are seen; drawn once, so that the ticks are those of the picture."""
-    figure.canvas.draw()
+    """The texts that are seen in a figure that was drawn, so that its ticks are those of the picture."""
     # matplotlib keeps ticks beyond the limits of an axis, and does not draw them.
     beyond = {
         id(label)
@@ -237,6 +243,7 @@ def test_padless_has_one_colour_that_nobody_else_has(drawn: dict[str, dict[str, 
 def test_the_roofline_is_where_the_figures_say() -> None:
     points = [Point("one", 2.0, 0.5, 0.25), Point("two", 100.0, 8.0), Point("", 50.0, 4.0)]
     figure = roofline("a title", "below", points, 10.0, 1000.0)
+    figure.canvas.draw()
     (axes,) = figure.axes
     roof = max(axes.get_lines(), key=lambda line: line.get_linewidth())
     # 10 TFLOP/s at 1,000 GB/s: the ridge is at 10 FLOPs a byte.
@@ -255,6 +262,7 @@ def test_a_crowd_of_points_is_labelled_without_covering() -> None:
     generator = np.random.default_rng(5)
     crowd = [Point(f"kernel number {i}", *generator.uniform((80.0, 3.0), (300.0, 9.5)), 2.0) for i in range(18)]
     figure = roofline("a title", "below", crowd, 10.0, 1000.0)
+    figure.canvas.draw()
     texts = [text for text in written(figure) if text.get_text().startswith("kernel number")]
     assert len(texts) == 18
     assert overlaps(boxes(figure, texts)) == []
@@ -271,10 +279,10 @@ def test_padding_is_counted_in_batches(drawn: dict[str, dict[str, Figure]]) -> N
 def test_lengths_that_the_report_states_need_no_corpus() -> None:
     tree = copy.deepcopy(MODELS)
     tree["workload"] |= {"name": "elsewhere", "lengths": [4] * 31 + [8] + [2] * 32}
-    texts = words(dict(figures(check_report(tree)))["padding"])
+    texts = words(rendered(tree)["padding"])
     assert f"as they come, in batches of 32: {(32 * 8 + 64) / (31 * 4 + 8 + 64):.2f} tokens for each real one" in texts
     del tree["workload"]["lengths"]
-    texts = words(dict(figures(check_report(tree)))["padding"])
+    texts = words(rendered(tree)["padding"])
     assert not any("as they come" in text for text in texts)
 
 
@@ -314,19 +322,18 @@ def test_an_empty_report_has_no_picture_and_says_so(
 @pytest.mark.parametrize(
     ("kind", "path", "message"),
     [
-        ("kernels", ("ceilings",), "kernels report: ceilings: missing, expected a JSON object"),
-        ("kernels", ("ceilings", "gbps"), "kernels report: ceilings.gbps: missing, expected a number"),
-        ("kernels", ("ceilings", "tflops", "float32"), "kernels report: ceilings.tflops.float32: missing, expected a number"),
-        ("kernels", ("cases", 3, "op"), "kernels report: cases[3].op: missing, expected a text"),
-        ("models", ("machine",), "models report: machine: missing, expected a JSON object"),
-        ("models", ("systems", 2, "ratio"), "models report: models[0].systems[2].ratio: missing, expected a JSON object"),
-        ("models", ("systems", 2, "padding_factor"),
-         "models report: models[0].systems[2].padding_factor: missing, expected a number"),
-        ("models", ("workload", "texts"), "models report: models[0].workload.texts: missing, expected a number"),
-        ("jobs", ("systems", 0, "peak_rss_mib"), "jobs report: systems[0].peak_rss_mib: missing, expected a JSON object"),
-        ("gpu-report", ("parts",), "gpu-report report: parts: missing, expected a JSON object"),
-        ("gpu-report", ("parts", "fused", "cases"), "gpu-report report: parts.fused.cases: missing, expected a JSON object"),
-        ("gpu-report", ("machine", "gpu"), "gpu-report report: machine: expected gpu or cpu, found neither"),
+        ("kernels", ("ceilings",), "ceilings: missing, expected a JSON object"),
+        ("kernels", ("ceilings", "gbps"), "ceilings.gbps: missing, expected a number"),
+        ("kernels", ("ceilings", "tflops", "float32"), "ceilings.tflops.float32: missing, expected a number"),
+        ("kernels", ("cases", 3, "op"), "cases[3].op: missing, expected a text"),
+        ("models", ("machine",), "machine: missing, expected a JSON object"),
+        ("models", ("systems", 2, "ratio"), "models[0].systems[2].ratio: missing, expected a JSON object"),
+        ("models", ("systems", 2, "padding_factor"), "models[0].systems[2].padding_factor: missing, expected a number"),
+        ("models", ("workload", "texts"), "models[0].workload.texts: missing, expected a number"),
+        ("jobs", ("systems", 0, "peak_rss_mib"), "systems[0].peak_rss_mib: missing, expected a JSON object"),
+        ("gpu-report", ("parts",), "parts: missing, expected a JSON object"),
+        ("gpu-report", ("parts", "fused", "cases"), "parts.fused.cases: missing, expected a JSON object"),
+        ("gpu-report", ("machine", "gpu"), "machine: expected gpu or cpu, found neither"),
     ],
 )  # fmt: skip
 def test_a_missing_field_is_one_line(tmp_path: Path, kind: str, path: tuple[str | int, ...], message: str) -> None:
@@ -335,7 +342,7 @@ def test_a_missing_field_is_one_line(tmp_path: Path, kind: str, path: tuple[str 
     for step in path[:-1]:
         owner = owner[step]
     del owner[path[-1]]
-    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+    with pytest.raises(InputError, match=f"^{kind} report: {re.escape(message)}$"):
         plot_tree(tree, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
