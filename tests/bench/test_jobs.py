@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from padless.bench.job_systems import MODEL_ONLY, SCRIPT, SYSTEMS, run_system
+from padless.bench.job_systems import MODEL_ONLY, SCRIPT, SYSTEMS, JobSystem, run_system
 from padless.bench.jobs import run
 from padless.bench.report_file import check_report
 from padless.bench.report_rows import rows_of
@@ -102,6 +103,50 @@ def test_the_report_can_be_drawn_compared_and_read_as_csv(report: dict[str, Any]
     for line, system in zip(table, report["systems"], strict=True):
         assert float(line["rows_per_second"]) == system["rows_per_second"]["median"]
         assert (line["overhead"] == "") == (system["overhead"] is None)
+
+
+WRITES = """
+import json, pathlib, sys
+import numpy as np
+folder, scale, seconds = pathlib.Path(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3])
+vectors = np.eye(4, dtype=np.float32)
+vectors[2, 1] += scale
+np.save(folder / "vectors.npy", vectors)
+(folder / "facts.json").write_text(json.dumps({"seconds": seconds, "tokens": 40}))
+"""
+
+
+def stand_in(scale: float, seconds: float) -> JobSystem:
+    """A process that writes four vectors, one of them off by `scale`, and states its seconds."""
+    return JobSystem(
+        lambda source, folder, model, dtype: [sys.executable, "-c", WRITES, str(folder), str(scale), str(seconds)],
+        "facts.json",
+        lambda folder: np.load(folder / "vectors.npy"),
+        ("numpy",),
+    )
+
+
+def test_who_writes_other_vectors_has_a_reason_and_no_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    systems = {SCRIPT: stand_in(0.0, 0.02), MODEL_ONLY: stand_in(0.0, 0.01), "padless": stand_in(0.5, 0.012)}
+    for name, system in systems.items():
+        monkeypatch.setitem(SYSTEMS, name, system)
+    run(4, "float32", 2, json_path=tmp_path / "report.json")
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [system["system"] for system in report["systems"]] == [SCRIPT, MODEL_ONLY]
+    # cos of (1, 0.5) and (1, 0).
+    assert report["failed"] == {"padless": "lowest cosine 0.894427, expected at least 0.99999"}
+    printed = capsys.readouterr().out
+    assert re.search(r"^padless +no number: lowest cosine 0\.894427", printed, re.MULTILINE)
+    # The first round decided; the second ran without it.
+    assert [line.split("  ")[1] for line in printed.splitlines() if line.startswith("  ")].count("padless") == 1
+    monkeypatch.setitem(SYSTEMS, "padless", stand_in(0.0, 0.012))
+    run(4, "float32", 2, json_path=tmp_path / "report.json")
+    report = json.loads((tmp_path / "report.json").read_text())
+    ours = report["systems"][2]
+    assert ours["overhead"] == {"median": pytest.approx(1.2), "p20": pytest.approx(1.2), "p80": pytest.approx(1.2)}
+    assert ours["ratio"]["median"] == pytest.approx(0.02 / 0.012)
 
 
 def test_shards_come_back_in_the_order_of_the_rows(tmp_path: Path) -> None:

@@ -148,8 +148,8 @@ def test_models_name_the_baseline(results: Path) -> None:
         f"{tree['model']}, mixed_256: padless bfloat16 {ours['tokens_per_second']['median']:,.0f} tokens/s, "
         f"{ours['ratio']['median']:.2f} times sentence-transformers float32"
     )
-    one = {name: tree.pop(name) for name in ("model", "workload", "systems", "left_out", "failed")}
-    other = copy.deepcopy(one) | {"model": "another"}
+    one: Tree = {name: tree.pop(name) for name in ("model", "workload", "systems", "left_out", "failed")}
+    other: Tree = copy.deepcopy(one) | {"model": "another"}
     for system in other["systems"]:
         if system["system"] == "padless":
             system["ratio"] = spread(1.2)
