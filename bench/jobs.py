@@ -97,6 +97,7 @@ def run(
             "tokens": tokens,
             "bytes": size,
         },
+        "dtype": dtype,
         "repeats": repeats,
         "systems": [_figures(name, dtype, rows, tokens, runs, checks[name]) for name in runs],
         "left_out": {},

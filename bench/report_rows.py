@@ -151,7 +151,7 @@ def _jobs(root: Node) -> Iterator[Row]:
     for system in root.items("systems"):
         software = system.text("system")
         yield Row(
-            name, "jobs", software, software, system.text("dtype"), system.spread("rows_per_second"), "rows/s",
+            name, "jobs", software, software, root.text("dtype"), system.spread("rows_per_second"), "rows/s",
             root.node("workload").number("tokens"),
         )  # fmt: skip
 
@@ -200,7 +200,7 @@ def _model_case(model: Node) -> str:
 
 def _job_case(root: Node) -> str:
     workload = root.node("workload")
-    return f"{workload.text('name')}, {workload.number('rows'):,.0f} rows"
+    return f"{workload.text('name')}, {workload.number('rows'):,.0f} rows, {root.text('dtype')}"
 
 
 def _numbers(node: Node, *names: str) -> Iterator[float | None]:

@@ -123,7 +123,7 @@ def _jobs(report: Report, rows: Sequence[Row]) -> str:
         return "no figure of padless"
     row, node = found
     overhead = f", {node.spread('overhead').median:.3f} s for each second of the model" if node.has("overhead") else ""
-    return f"{row.case}: {row.value.median:,.0f} rows/s in {row.dtype}{overhead}"
+    return f"{row.case}: {row.value.median:,.0f} rows/s{overhead}"
 
 
 def _gpu(report: Report, rows: Sequence[Row]) -> str:

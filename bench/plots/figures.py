@@ -147,7 +147,14 @@ def _jobs(report: Report, rows: Sequence[Row]) -> Iterator[tuple[str, Figure]]:
         )
         for row, node in zip(rows, report.root.items("systems"), strict=True)
     ]
-    yield "jobs", jobs("A Parquet file in, vectors out", subtitle(report, rows[0].case, rows[0].dtype), found)
+    yield (
+        "jobs",
+        jobs(
+            "A Parquet file in, vectors out",
+            subtitle(report, rows[0].case.removesuffix(f", {rows[0].dtype}"), rows[0].dtype),
+            found,
+        ),
+    )
 
 
 def _gpu(report: Report, rows: Sequence[Row]) -> Iterator[tuple[str, Figure]]:

@@ -91,6 +91,7 @@ def test_memory_is_of_the_process_and_not_of_its_parent(report: dict[str, Any], 
 
 def test_the_report_can_be_drawn_compared_and_read_as_csv(report: dict[str, Any], made: Path) -> None:
     rows = rows_of(check_report(report))
+    assert {row.case for row in rows} == {f"verses, {ROWS} rows, float32"}
     assert [(row.system, row.ours, row.unit) for row in rows] == [
         (SCRIPT, False, "rows/s"),
         (MODEL_ONLY, True, "rows/s"),

@@ -69,7 +69,7 @@ def jobs() -> Tree:
         for name, rate in (("sentence-transformers", 140.0), ("padless, model only", 320.0), ("padless", 300.0))
     ]  # fmt: skip
     workload = {"name": "verses", "rows": 5000, "tokens": 175_000}
-    return FRAME | {"kind": "jobs", "machine": CPU, "workload": workload, "systems": systems}
+    return FRAME | {"kind": "jobs", "machine": CPU, "workload": workload, "dtype": "float32", "systems": systems}
 
 
 def gpu(dry: bool = False) -> Tree:

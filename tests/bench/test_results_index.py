@@ -53,7 +53,7 @@ def jobs() -> Tree:
         {"system": name, "dtype": "float32", "rows_per_second": spread(rate), "overhead": overhead}
         for name, rate, overhead in (("sentence-transformers", 140.0, None), ("padless", 300.0, spread(1.05)))
     ]
-    return frame("jobs", workload={"name": "verses", "rows": 5000, "tokens": 175_000}, systems=systems)
+    return frame("jobs", workload={"name": "verses", "rows": 5000, "tokens": 175_000}, dtype="float32", systems=systems)
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_a_line_says_what_where_when_and_how_well(results: Path) -> None:
         "report": ["kind", "machine", "date", "commit", "says", "kernels"],
         "a-gpu/jobs.json": [
             "jobs", *same,
-            "verses, 5,000 rows: 300 rows/s in float32, 1.050 s for each second of the model", "current",
+            "verses, 5,000 rows, float32: 300 rows/s, 1.050 s for each second of the model", "current",
         ],
         "a-gpu/kernels.json": [
             # The geometric mean of 2 and 1/2 is 1.
