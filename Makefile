@@ -18,10 +18,10 @@ RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test kernels mutants gate gate-golden gate-all gpu-report soak parity lint format launches scaling bench clean
+.PHONY: help demo test kernels mutants gate gate-golden gate-all gpu-report soak parity lint format launches scaling bench results-index clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(RUN_STAMP): pyproject.toml constraints.txt docs/examples/requirements.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("padless needs Python 3.11 or newer, found %d.%d; name one: make PYTHON=python3.12 ..." % sys.version_info[:2])'
@@ -98,6 +98,9 @@ scaling: $(DEV_STAMP)  ## write docs/scaling.md: what jobs cost, from the cost m
 
 bench: $(DEV_STAMP)  ## tokens/s on this machine's CPU against sentence-transformers and OpenVINO
 	$(UNSET) HF_HUB_OFFLINE=1 $(BIN)/python -m padless bench models --device cpu $(BENCH)
+
+results-index: $(DEV_STAMP)  ## write bench/results/README.md: what each committed report says, and which are stale
+	$(UNSET) $(BIN)/python -m padless.bench.results_index
 
 clean:  ## remove .venv, caches and what the demo wrote
 	rm -rf $(VENV) out build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import models
+from . import compare, jobs, models, plot
 
 __all__ = ["app"]
 
@@ -17,3 +17,6 @@ def bench() -> None:
 
 
 app.command("models")(models.models)
+app.command("jobs")(jobs.jobs)
+app.command("compare")(compare.compare)
+app.command("plot")(plot.plot)
