@@ -5,7 +5,7 @@ QUERY ?= the sun stood still in the sky
 export QUERY
 
 OUT ?= out/gpu-report
-PARTS ?= correctness,attention,fused,candidates
+PARTS ?= correctness,attention,fused,tune
 
 VENV := .venv
 BIN := $(VENV)/bin

@@ -27,7 +27,7 @@ def render(report: Mapping[str, Any]) -> str:
         "correctness": _correctness,
         "attention": _attention,
         "fused": _fused,
-        "candidates": _candidates,
+        "tune": _tune,
         "profile": _profile,
     }
     for name, part in report["parts"].items():
@@ -174,7 +174,7 @@ def _fused_row(name: str, figures: Mapping[str, Any]) -> Sequence[Any]:
     return name, _number(figures["of_bound"], 2), figures["repeats_differ"], rate, tokens, _target(figures)
 
 
-def _candidates(cases: Cases) -> list[str]:
+def _tune(cases: Cases) -> list[str]:
     rows = []
     for name, figures in cases.items():
         if figures["status"] == "ok":

@@ -1,10 +1,10 @@
 """`make gpu-report`: are the kernels right on this GPU, and how fast are they; one command, under nine minutes.
 
-    python -m padless.bench.gpu.report --out DIR [--parts correctness,attention,fused] [--minutes 8.5] [--dry]
+    python -m padless.bench.gpu.report --out DIR [--parts correctness,attention,fused,tune] [--minutes 8.5] [--dry]
 
-Needs a GPU, torch, triton and padless. Leaves report.json, report.md and log.txt, written after every case; a second
-run on the same folder does only what is missing. Each part runs in processes of its own. `--dry` takes the same path
-with tiny sizes on a CPU, under TRITON_INTERPRET=1, and measures nothing.
+Needs a GPU, torch, triton and padless. Leaves report.json, report.md, log.txt and, of part tune, configs.json, written
+after every case; a second run on the same folder does only what is missing. Each part runs in processes of its own.
+`--dry` takes the same path with tiny sizes on a CPU, under TRITON_INTERPRET=1, and measures nothing.
 
 Exit codes: 0 all cases sound; 1 some failed; 2 it cannot run here.
 """
@@ -31,7 +31,7 @@ from .store import Store
 
 __all__ = ["main", "run"]
 
-DEFAULT_PARTS = ("correctness", "attention", "fused", "candidates")
+DEFAULT_PARTS = ("correctness", "attention", "fused", "tune")
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ PARTS = {
     "correctness": Part(share=4.0, workers=12, warm=0.0, limit=120.0),
     "attention": Part(share=3.0, workers=1, warm=0.5, limit=60.0),
     "fused": Part(share=3.0, workers=1, warm=0.4, limit=90.0),
-    "candidates": Part(share=3.0, workers=1, warm=0.5, limit=60.0),
+    "tune": Part(share=4.0, workers=1, warm=0.6, limit=90.0),
     "profile": Part(share=1.0, workers=1, warm=0.0, limit=120.0),
 }
 

@@ -26,7 +26,7 @@ from .case import Case, Context, Figures, context
 
 __all__ = ["MODULES", "main"]
 
-MODULES = ("correctness", "attention", "fused", "candidates", "profile")
+MODULES = ("correctness", "attention", "fused", "tune", "profile")
 
 
 def main(arguments: Sequence[str]) -> None:
