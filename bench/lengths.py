@@ -4,14 +4,14 @@
     variable   normal around half of the given length, clipped to 1 and to it: the shape of the "variable" sets that
                ModernBERT was measured on (Warner et al. 2024, table 2); the deviation, a sixth, is ours
     news       whole articles of the Lee background corpus, drawn from their real counts in `NEWS`
-    squad      questions and paragraphs up to 384 tokens, with as many real tokens as SQuAD 1.1 has: of its inputs padded
-               to 384, 54% are padding (Zhang et al. 2021, "Reducing BERT Computation by Padding Removal and Curriculum
-               Learning"), so 177 a text on average; a gamma distribution of that mean, its shape parameter ours
+    squad      questions and paragraphs up to 384 tokens, as many on average as SQuAD 1.1 has: of its inputs padded to
+               384, 54% are padding (Zhang et al. 2021, "Reducing BERT Computation by Padding Removal and Curriculum
+               Learning"), so 177 a text are not; a gamma distribution of that mean, its shape parameter ours
     long       one text of the given length among many of 4 to 32 tokens
     single     one text of the given length: latency, not throughput
 
-Those drawn have exactly the tokens asked for: the last text is cut. Only numbers are needed, so that
-a machine without the corpora has the same batches.
+Those drawn have exactly the tokens asked for: the last text is cut. Only numbers are needed, so that a machine without
+the corpora has the same batches.
 """
 
 from __future__ import annotations

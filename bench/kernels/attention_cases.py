@@ -29,8 +29,8 @@ def attention(
     """Attention of each text to itself, or to another.
 
     Args:
-        kind: "full"; "sliding", the family's window; "causal"; "t5 bias", computed inside from the bucket table; "cross",
-            shorter texts of queries to the batch's texts.
+        kind: "full"; "sliding", the family's window; "causal"; "t5 bias", computed inside from the bucket table;
+            "cross", shorter texts of queries to the batch's texts.
     """
     queries = tuple(max(1, length // CROSS_SHARE) for length in lengths.lengths) if kind == "cross" else lengths.lengths
     problem = Problem(
@@ -54,7 +54,7 @@ def attention(
 def decode_attention(
     name: str, family: Family, bias: bool, lengths: Lengths, dtype: torch.dtype, device: torch.device
 ) -> Case:
-    """A step of generation: one query for each sequence of a static cache, that holds as many keys as the text is long."""
+    """A step of generation: one query a sequence of a static cache, which holds as many keys as the text has tokens."""
     draw, heads, head_dim = Draw(dtype, device), family.heads, family.head_dim
     sequences, capacity = len(lengths.lengths), lengths.longest
     k, v = (draw.rows(sequences * capacity, heads, head_dim) for _ in range(2))

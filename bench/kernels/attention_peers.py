@@ -6,6 +6,7 @@ Those that the GPU report knows already (`bench/gpu/peers.py`) are taken from th
 from __future__ import annotations
 
 import functools
+import importlib
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -133,17 +134,17 @@ def _nested(case: Case) -> Ready:
 def _xformers(case: Case) -> Ready:
     """xformers' memory-efficient attention under a block-diagonal mask."""
     try:
-        from xformers.ops import memory_efficient_attention
-        from xformers.ops.fmha.attn_bias import BlockDiagonalMask
+        ops = importlib.import_module("xformers.ops")
+        biases = importlib.import_module("xformers.ops.fmha.attn_bias")
     except (ImportError, OSError) as error:
         raise Absent(_first_line(error)) from error
     inputs = _inputs(case)
     problem = inputs.problem
     keys = None if problem.lengths_k is None else list(problem.lengths_k)
-    mask = BlockDiagonalMask.from_seqlens(list(problem.lengths), keys, device=case.device)
+    mask = biases.BlockDiagonalMask.from_seqlens(list(problem.lengths), keys, device=case.device)
     mask = mask.make_causal() if problem.causal else mask
     q, k, v = inputs.q[None], inputs.k[None], inputs.v[None]
-    return Ready(lambda: memory_efficient_attention(q, k, v, attn_bias=mask), lambda out: (out[0],))
+    return Ready(lambda: ops.memory_efficient_attention(q, k, v, attn_bias=mask), lambda out: (out[0],))
 
 
 def _reported(name: str, case: Case) -> Ready:

@@ -1,6 +1,6 @@
 """Right or wrong, before any number: the 2x rule against eager in fp64, on all of a result or on a stated part of it.
 
-    max|system - ref64| <= 2 * max|eager in the same dtype - ref64| + eps(dtype) * max|ref64|
+max|system - ref64| <= 2 * max|eager in the same dtype - ref64| + eps(dtype) * max|ref64|
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What each op costs at least: the FLOPs of its maths, and the bytes that must cross the memory bus once.
 
-FLOPs: a multiply-add is two. Of an op with products only these count, of pairs of query and key only those that see each
-other; of an op without any, what is done to each element. Roots and quotients of a row are left out, as are activations.
+FLOPs: a multiply-add is two. Of an op with products only these count, of pairs of query and key only those that see
+each other; of an op without any, what is done to each element. Roots and quotients of a row are left out, as are
+activations.
 
 Bytes: every input, weight and result once, and nothing in between: what a perfect fusion would move. Of a table that is
 gathered from, the rows that are asked for, each once.

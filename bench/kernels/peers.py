@@ -68,7 +68,6 @@ def _unasked(peer: Peer) -> Peer:
     return replace(peer, missing=lambda case: reason if case.device.type == "cpu" else peer.missing(case))
 
 
-
 def _compile_missing(case: Case) -> str | None:
     if case.op in ("attention", "decode_attention"):
         return "eager loops over texts whose lengths it learns while it runs: see flex"

@@ -12,7 +12,7 @@ from . import cost
 from .case import Case, Draw
 from .families import Family
 
-__all__ = ["mlm_head", "mobilebert_in", "mobilebert_out", "dense", "product"]
+__all__ = ["dense", "mlm_head", "mobilebert_in", "mobilebert_out", "product"]
 
 TOP_K = 5
 TOKENS_A_MASK = 32
@@ -20,8 +20,6 @@ TOKENS_A_MASK = 32
 
 NETWORKS = 4
 """Feed-forward networks of a MobileBERT layer."""
-
-
 
 
 def product(
@@ -147,7 +145,8 @@ def mobilebert_in(name: str, family: Family, lengths: Lengths, dtype: torch.dtyp
 
 def mobilebert_out(name: str, family: Family, lengths: Lengths, dtype: torch.dtype, device: torch.device) -> Case:
     """A layer behind its attention, with all its feed-forward networks; the residual stream is fp32."""
-    draw, tokens, hidden, width, inner = Draw(dtype, device), lengths.tokens, family.hidden, family.attended, family.inner
+    draw, tokens = Draw(dtype, device), lengths.tokens
+    hidden, width, inner = family.hidden, family.attended, family.inner
     weights = (
         draw.weight(width, width), *(draw.rows(width) for _ in range(3)),
         draw.weight(NETWORKS * inner, width), draw.rows(NETWORKS * inner),

@@ -16,9 +16,7 @@ from .families import Family
 __all__ = ["embed", "no_norm", "norm", "pool", "rms_norm", "rope", "trigram"]
 
 
-def norm(
-    name: str, family: Family, residual: bool, lengths: Lengths, dtype: torch.dtype, device: torch.device
-) -> Case:
+def norm(name: str, family: Family, residual: bool, lengths: Lengths, dtype: torch.dtype, device: torch.device) -> Case:
     """A layer norm, of a sum where there is a residual."""
     return _norm("norm", name, family, residual, lengths, dtype, device)
 
@@ -106,9 +104,7 @@ def rope(name: str, family: Family, lengths: Lengths, dtype: torch.dtype, device
     return Case("rope", name, lengths, dtype, device, {"head_dim": head_dim}, given, (), {}, price, by_row)
 
 
-def pool(
-    name: str, family: Family, mode: str, lengths: Lengths, dtype: torch.dtype, device: torch.device
-) -> Case:
+def pool(name: str, family: Family, mode: str, lengths: Lengths, dtype: torch.dtype, device: torch.device) -> Case:
     """One unit vector a text."""
     draw, hidden = Draw(dtype, device), family.hidden
     given, facts = (draw.rows(lengths.tokens, hidden), _edges(lengths, device)), {"hidden": hidden}

@@ -22,6 +22,7 @@ Make = Callable[[Lengths, torch.dtype, torch.device], Case]
 BY_LENGTHS = ("attention", "decode_attention", "pool")
 """Ops whose work depends on how the tokens lie in texts; for the others only their number counts."""
 
+
 @dataclass(frozen=True)
 class Shape:
     """One shape of one op, for any batch.

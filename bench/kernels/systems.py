@@ -1,4 +1,4 @@
-"""The rows of the dispatch table as systems to be measured: every row of the op, by its name, and why one is missing."""
+"""The rows of the dispatch table as systems to be measured: every row of an op by its name, or why it is missing."""
 
 from __future__ import annotations
 
