@@ -56,7 +56,7 @@ def measure_ceilings(device: torch.device, dtypes: Sequence[torch.dtype]) -> Cei
 
 def _teraflops(device: torch.device, dtype: torch.dtype) -> float:
     if device.type == "cpu" and dtype != torch.float16:
-        products = gemm_ceiling(dtype, hidden=768, intermediate=3072, layers=1, tokens=2048, repeats=5)
+        products = gemm_ceiling(dtype, hidden=768, intermediate=3072, layers=1, tokens=1024, repeats=3)
         return max(products.teraflops.values())
     sizes = PRODUCT_SIZES if device.type == "cuda" else (1024,)
     generator = torch.Generator(device).manual_seed(0)

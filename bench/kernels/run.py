@@ -135,11 +135,10 @@ def run(
         with torch.no_grad():
             ceilings = measure_ceilings(place, types)
         report["ceilings"] = asdict(ceilings)
+        measure = functools.partial(measure_case, peers=chosen, rounds=rounds, ceilings=ceilings)
         for make in found:
             for dtype in types:
-                case = _one(
-                    make, dtype, place, functools.partial(measure_case, peers=chosen, rounds=rounds, ceilings=ceilings)
-                )
+                case = _one(make, dtype, place, measure)
                 report["cases"].append(case)
                 print(case_block(case, len(report["cases"]), count), flush=True)
     finally:
