@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +17,9 @@ __all__ = ["attention", "decode_attention"]
 
 CROSS_SHARE = 4
 """Of an encoder's text a decoder has written a quarter: as many tokens less are its queries."""
+
+SEQUENCES = 64
+"""That are generated at once, at most."""
 
 
 def attention(
@@ -54,7 +58,12 @@ def attention(
 def decode_attention(
     name: str, family: Family, bias: bool, lengths: Lengths, dtype: torch.dtype, device: torch.device
 ) -> Case:
-    """A step of generation: one query a sequence of a static cache, which holds as many keys as the text has tokens."""
+    """A step of generation: one query a sequence of a static cache, which holds as many keys as the text has tokens.
+
+    Of the batch the first `SEQUENCES` texts, and the longest one: the cache has room for it in every sequence.
+    """
+    kept = sorted(lengths.lengths[:SEQUENCES])
+    lengths = replace(lengths, lengths=(lengths.longest, *kept[:-1]))
     draw, heads, head_dim = Draw(dtype, device), family.heads, family.head_dim
     sequences, capacity = len(lengths.lengths), lengths.longest
     k, v = (draw.rows(sequences * capacity, heads, head_dim) for _ in range(2))

@@ -13,7 +13,7 @@ from ...engine.ops.bind import BoundOp
 from ..gpu.peers import Absent
 from .case import Case, Ready, bound, results
 
-__all__ = ["BASELINE", "available_memory", "chosen_row", "ready_row", "rows_of"]
+__all__ = ["BASELINE", "available_memory", "chosen_row", "ready_row", "rows_of", "served"]
 
 BASELINE = "eager"
 """Whose time the ratios are of: op by op in plain PyTorch, what there is without padless' kernels."""
@@ -46,6 +46,15 @@ def ready_row(case: Case, row: str) -> Ready:
         raise Absent(f"needs device {needed}, got {case.device.type}")
     if row == BASELINE and case.attention is not None:
         _check_memory(case)
+    return served(case, row)
+
+
+def served(case: Case, row: str) -> Ready:
+    """A row of the table on any device that it can run on, an interpreter's included.
+
+    Raises:
+        Absent: it cannot serve, and why.
+    """
     try:
         op = bound(case, row)
     except BackendError as error:
