@@ -38,10 +38,9 @@ CEILINGS = Ceilings({"float32": 1.0, "bfloat16": 1.0}, 10.0)
 BATCH = draw_lengths("variable", 60, 20)
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(autouse=True)
 def few_objects_to_look_at() -> Iterator[None]:
-    """Each turn collects garbage first: what the other tests keep is none."""
-    gc.collect()
+    """Each turn collects garbage first: what other tests have left is not looked at."""
     gc.freeze()
     yield
     gc.unfreeze()
