@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -33,18 +33,18 @@ class Peer:
         ops: keys of the dispatch table that it is a peer for.
         missing: why it cannot serve a case, without trying; None where nothing is known against it.
         build: the system, ready for a case; raises `Absent` where it cannot serve after all.
-        costly_on_cpu: why it is left out on a CPU unless it is asked for by name; empty where it is not.
+        costly: why it is left out unless it is asked for by name, by the device types where it is.
     """
 
     name: str
     ops: tuple[str, ...]
     missing: Callable[[Case], str | None]
     build: Callable[[Case], Ready]
-    costly_on_cpu: str = ""
+    costly: Mapping[str, str] = field(default_factory=dict)
 
 
 def choose_peers(names: Sequence[str] | None) -> dict[str, Peer]:
-    """The peers of these names; None is all of them, and those that are costly on a CPU only say so there.
+    """The peers of these names; None is all of them, where those that are costly on a device only say so.
 
     Raises:
         OptionError: no such peer.
@@ -62,10 +62,13 @@ def choose_peers(names: Sequence[str] | None) -> dict[str, Peer]:
 
 
 def _unasked(peer: Peer) -> Peer:
-    if not peer.costly_on_cpu:
-        return peer
-    reason = f"{peer.costly_on_cpu}: asked for by name only (--peers {peer.name})"
-    return replace(peer, missing=lambda case: reason if case.device.type == "cpu" else peer.missing(case))
+    def missing(case: Case) -> str | None:
+        known, reason = peer.missing(case), peer.costly.get(case.device.type)
+        if known is not None or reason is None:
+            return known
+        return f"{reason}: asked for by name only (--peers {peer.name})"
+
+    return replace(peer, missing=missing)
 
 
 def _compile_missing(case: Case) -> str | None:
@@ -146,13 +149,13 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-_COMPILES = "compiled for each case, for many seconds"
+_COMPILES: dict[str, str] = dict.fromkeys(("cpu", "cuda"), "compiled for each case, for many seconds")
 _PRODUCTS = ("linear", "norm_linear", "mlm_head")
 
 
-def _attends(name: str, costly_on_cpu: str = "") -> Peer:
+def _attends(name: str, costly: Mapping[str, str] | None = None) -> Peer:
     missing = functools.partial(attention_peers.missing, name)
-    return Peer(name, ("attention",), missing, attention_peers.BUILD[name], costly_on_cpu)
+    return Peer(name, ("attention",), missing, attention_peers.BUILD[name], costly or {})
 
 
 PEERS: dict[str, Peer] = {
@@ -160,7 +163,7 @@ PEERS: dict[str, Peer] = {
     for peer in (
         Peer("compile", tuple(TABLE), _compile_missing, _compiled, _COMPILES),
         _attends("sdpa-padded"),
-        _attends("sdpa-nested", "takes seconds a call"),
+        _attends("sdpa-nested", {"cpu": "takes seconds a call"}),
         _attends("sdpa-flash"),
         _attends("sdpa-cudnn"),
         _attends("flex", _COMPILES),

@@ -197,16 +197,21 @@ def _one(
 
 def _device(name: str | None) -> torch.device:
     if name in (None, "auto"):
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise OptionError(f"device {name!r}: expected cpu, cuda or cuda:N") from error
     if device.type not in DEFAULTS:
         raise OptionError(f"device {name!r}: kernels are measured on cpu and cuda")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise OptionError(f"device {name!r}: found {torch.cuda.device_count()} GPUs")
-    return device
+    if device.type == "cpu":
+        return device
+    index, count = device.index or 0, torch.cuda.device_count()
+    if index >= count:
+        raise OptionError(f"device {name!r}: found {count} GPUs")
+    # Clocks and events are those of the current device.
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
 
 
 def _machine(device: torch.device) -> dict[str, Any]:

@@ -293,6 +293,7 @@ def test_without_names_costly_peers_say_how_to_ask_for_them() -> None:
         "compiled for each case, for many seconds: asked for by name only (--peers flex)"
     )
     assert asked["flex"].missing(case) is None
+    assert unasked["compile"].missing(case) == PEERS["compile"].missing(case)
     assert choose_peers(["all"]) == PEERS
     assert choose_peers(["none"]) == {}
 

@@ -52,8 +52,8 @@ def kernels(
             metavar="NAMES",
             help="Comma-separated: compile, sdpa-padded, sdpa-nested, sdpa-flash, sdpa-cudnn, flex, torch-varlen, "
             "flash-attn-2, flash-attn-3, flash-attn-4, xformers, liger, product-alone; or all, or none. If left out "
-            "all but those that are costly on this device. One that is not installed or cannot serve is named with the "
-            "reason.",
+            "all but compile and flex, which take seconds a case, and on a CPU sdpa-nested. One that is not installed "
+            "or cannot serve is named with the reason.",
         ),
     ] = None,
     csv: Annotated[Path | None, typer.Option(help="Also write a line for every figure to this file.")] = None,
