@@ -22,8 +22,8 @@ from typing import IO
 
 import torch
 
-from ...engine.errors import InputError, OptionError, PadlessError
 from ...autotune.kernel_hash import kernel_hashes
+from ...engine.errors import InputError, OptionError, PadlessError
 from .case import BAD, Figures
 from .machine import describe_gpu
 from .pool import Pool
