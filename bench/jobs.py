@@ -23,7 +23,7 @@ import torch
 from ..engine.errors import InputError, JobError, OptionError
 from .job_systems import MODEL_ONLY, SCRIPT, SYSTEMS, JobRun, run_system
 from .machine import describe
-from .models import Check, check_vectors
+from .models.check import Check, check_vectors
 from .report_rows import OURS
 from .timing import ratio, spread
 from .workloads import default_model, verses
