@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..timing import spread, time_call
-from .flops import Product
+from .products import Product
 
 __all__ = ["GemmCeiling", "gemm_ceiling"]
 
@@ -44,7 +44,7 @@ def gemm_ceiling(
 
     Args:
         dtype: torch.float32 or torch.bfloat16.
-        products: what `flops.products` returns.
+        products: what `products` returns.
         tokens: rows of each product.
         repeats: timed calls of each product; the median counts.
     """

@@ -24,8 +24,8 @@ from ...engine.errors import InputError
 from ..timing import Spread, interleave, ratio, spread
 from ..workloads import Workload, load_workload
 from .check import Check, check_vectors
-from .flops import mean_flops, products, read_config
 from .gemm import GemmCeiling, gemm_ceiling
+from .products import mean_flops, products, read_config
 from .system import Job, System, max_length
 from .systems import BASELINE
 

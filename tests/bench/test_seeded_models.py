@@ -13,7 +13,8 @@ import transformers
 from transformers import AutoTokenizer
 
 import padless
-from padless.bench.models.flops import flops_per_token, read_config
+from padless.bench.cost import flops_per_token
+from padless.bench.models.products import read_config
 from padless.bench.models.seeded import MODELS, SEEDED, model_folder, write_seeded
 from padless.bench.workloads import default_model
 
