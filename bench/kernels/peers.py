@@ -73,7 +73,7 @@ def _unasked(peer: Peer) -> Peer:
 
 def _compile_missing(case: Case) -> str | None:
     if case.op in ("attention", "decode_attention"):
-        return "eager loops over texts whose lengths it learns while it runs: see flex"
+        return "eager loops over texts whose lengths it learns while it runs"
     return None
 
 
