@@ -14,10 +14,13 @@ from .launch import Config, launch
 from .linear_forward import linear_kernel
 from .tuned import Tuned, compute_capability
 
-__all__ = ["Normalised", "launch_linear", "shipped_config"]
+__all__ = ["RUN", "Normalised", "launch_linear", "shipped_config"]
 
 INTERPRETED_PROGRAMS = 3
 """Programs where no GPU says how many it runs at once: more than one, and fewer than tiles, so that all loops run."""
+
+RUN = 64
+"""Columns whose statistics `linear` returns together, unless a tiling is handed in that has other parts."""
 
 
 @dataclass(frozen=True)
@@ -115,16 +118,21 @@ def launch_linear(
 def shipped_config(
     tuned: Tuned, op: str, x: Tensor, weight: Tensor, *others: Tensor | None, epilogue: str, gated: bool,
     residual: bool = False, norm: str | None = None, rope: tuple[Tensor, Tensor, Tensor] | None = None,
+    statistics: bool = False,
 ) -> Config:  # fmt: skip
     """What `tuned` says of these operands; `others` are those that may not be aligned either.
 
-    Where one is not, rows are read number by number: nothing was measured so, and the default knows about it.
+    Where one is not, rows are read number by number: nothing was measured so, and the default knows about it. Statistics
+    are of runs of `RUN` columns, whatever was measured: a compiler knows their shape before it knows the tiling.
     """
     facts: dict[str, Any] = {"inner": x.shape[1], "hidden": weight.shape[0], "epilogue": epilogue, "gated": gated}
     facts |= {"residual": residual, "norm": norm, "rope": rope is not None}
     facts["head_dim"] = None if rope is None else 2 * rope[1].shape[1]
     aligned = all(tensor is None or _is_aligned(tensor) for tensor in (x, weight, *others))
-    return tuned(op, x.device, x.dtype, aligned=aligned, **facts)
+    config = tuned(op, x.device, x.dtype, aligned=aligned, **facts)
+    if statistics and config["BLOCK_N"] != RUN * config["PARTS"]:
+        return tuned(op, x.device, x.dtype, aligned=aligned, measured=False, **facts)
+    return config
 
 
 def _is_aligned(x: Tensor) -> bool:

@@ -240,7 +240,7 @@ def _plotting() -> Callable[[dict[str, Any], Path], list[Path]]:
     if importlib.util.find_spec("matplotlib") is None:
         raise InputError("--plot: package matplotlib: not installed; pip install matplotlib")
     try:
-        from ..plots.figures import draw  # pyright: ignore[reportMissingImports]
+        from ..plots.figures import draw
     except ModuleNotFoundError as error:
         raise InputError(f"--plot: package {error.name}: not installed; pip install {error.name}") from error
     return draw
