@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from .case import Case, Context, Figures, context
+from .case import Case, Context, Figures, context, first_line
 
 __all__ = ["MODULES", "main"]
 
@@ -56,10 +56,10 @@ def _run(case: Case, here: Context) -> Figures:
     try:
         figures = case.run(here)
     except torch.OutOfMemoryError as error:
-        figures = {"status": "left out", "reason": f"out of memory: {_first_line(error)}"}
+        figures = {"status": "left out", "reason": f"out of memory: {first_line(error)}"}
     except Exception as error:
         traceback.print_exc()
-        figures = {"status": "error", "reason": f"{type(error).__name__}: {_first_line(error)}"}
+        figures = {"status": "error", "reason": f"{type(error).__name__}: {first_line(error)}"}
     gc.collect()
     return figures | {"seconds": round(time.monotonic() - start, 2)}
 
@@ -75,9 +75,6 @@ def _alive(here: Context) -> bool:
         traceback.print_exc()
         return False
 
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")[:300]
 
 
 if __name__ == "__main__":
