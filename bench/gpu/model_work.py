@@ -1,11 +1,11 @@
 """What part `models` is run on: token ids made on the spot, in the lengths that texts have.
 
-    variable 512    evenly spread over 16 to 512 tokens
-    fixed 128       no peer pads
-    fixed 512       the same at a length at which attention counts
-    news            the lengths of 300 news articles, most of them around 200 tokens
-    long 8192       whole documents, for a model that takes them
-    one text …      latency of a batch of one
+variable 512    evenly spread over 16 to 512 tokens
+fixed 128       no peer pads
+fixed 512       the same at a length at which attention counts
+news            the lengths of 300 news articles, most of them around 200 tokens
+long 8192       whole documents, for a model that takes them
+one text …      latency of a batch of one
 """
 
 from __future__ import annotations

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import torch
 
+from padless.autotune.kernel_hash import kernel_hashes
 from padless.bench.gpu import attention, candidates, correctness, fused, profile
 from padless.bench.gpu import report as gpu_report
 from padless.bench.gpu.case import Context
 from padless.bench.gpu.markdown import render
-from padless.autotune.kernel_hash import kernel_hashes
 from padless.engine.contract import Call
 from padless.kernels.launch import Config
 
