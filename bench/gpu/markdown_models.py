@@ -36,7 +36,7 @@ def models_section(cases: Cases) -> list[str]:
         lines += table(("workload", f"times {SLOW}'s speed"), ratios)
     lines += [
         "",
-        "Every system; the cosine is the worst text's to eager in fp32, then the same without the texts' mean:",
+        "Every system; cosines are those of the worst text to eager in fp32, as it is and without the texts' mean:",
         "",
     ]
     lines += table(

@@ -1,9 +1,9 @@
 """Are a system's vectors those of the model: held against padless' eager form in fp32.
 
-Two measures for each text that is looked at. The cosine between the two vectors; and, since the mean over many tokens is
-much the same for any text of some models, the cosine between what is left of them when the mean over the texts is
-taken away. A check by the second could not pass with the vectors of other texts, and the check says so by itself: it
-fails where two texts are as like each other as a vector has to be like itself.
+Two measures for each text that is looked at. The cosine between the two vectors; and, since the mean over many tokens
+is much the same for any text of some models, the cosine between what is left of them when the mean over the texts is
+taken away. The second could not pass with the vectors of other texts, and the check sees to that by itself: it fails
+where two texts are as like each other as a vector has to be like itself.
 """
 
 from __future__ import annotations

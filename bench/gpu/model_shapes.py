@@ -2,8 +2,8 @@
 
 Weights are drawn so that the check can tell right from wrong: with a standard deviation of half the inverse root of the
 inputs' number, activations keep their size through 24 layers that nothing normalises (MobileBERT), softmax is not
-saturated where scores are not scaled (mT5), and texts get vectors of their own. All are bf16 numbers, so that systems of
-every dtype compute with the same ones.
+saturated where scores are not scaled (mT5), and texts get vectors of their own. All are bf16 numbers, so that systems
+of every dtype compute with the same ones.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Part `models` of the GPU report, from texts: `padless.load` beside sentence-transformers, tokenising included.
 
-The model is MiniLM-L6: its real weights where the package that has them is installed, else its shape with seeded weights
-and a vocabulary of made-up words. Texts are words of that vocabulary, in the lengths of news articles.
+The model is MiniLM-L6: its real weights where the package that has them is installed, else its shape with seeded
+weights and a vocabulary of made-up words. Texts are words of that vocabulary, in the lengths of news articles.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Five families at their published shapes with seeded weights (`model_shapes.py`), on several workloads (`model_work.py`),
 by padless and by transformers (`model_systems.py`) in turns. Before a system is timed its vectors are held against
 padless' eager form in fp32 (`model_check.py`); what fails has no figure. A case is one model on one workload, and has
-everything that is compared with each other; torch.compile, which takes long and might hang, has cases of its own, and so
-has sentence-transformers, which starts from texts (`model_texts.py`).
+everything that is compared with each other; torch.compile, which takes long and might hang, has cases of its own, and
+so has sentence-transformers, which starts from texts (`model_texts.py`).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ COMPILED = ("default", "reduce-overhead")
 
 FAMILIES = ("ModernBERT-base", "BERT-base", "MobileBERT", "mT5-small encoder", "MegatronBERT-345m")
 DRY = {"variable 512": FAMILIES, "fixed 128": ("BERT-base",), "one text, 128 tokens": ("BERT-base",)}
-SECONDS = 2.0
+SECONDS = 1.5
 """What the rounds of a case should take."""
 
 _COMPILED = (
@@ -199,7 +199,7 @@ def _run(family: str, workload_name: str, names: tuple[str, ...], context: Conte
             system = loaded.system(name)
             call = _call(system, work, workload)
             if name == OURS_GRAPHS:
-                call(), call()  # seen, recorded; from now on replayed
+                call()  # the first text is seen, the second recorded, the others replayed
             like = compare(call()[rows], reference)
             wrong = like.wrong(SHAPES[family].cosine) or system.problem()
             peak = peak_bytes(call, context.device) + loaded.weights(name)

@@ -60,17 +60,18 @@ PARTS = {
     # Shares are seconds of 510 on an H200 beside 16 CPU cores, of which 12 compile. A kernel takes 0.1 to 1.0 s of one
     # core to compile (the gate, sm_90, this project's CPU) and about 0.5 s more for its launcher; a process needs 10 s
     # until it can compute. What each part is expected to take, none of it measured on a GPU yet:
-    #   correctness  10 to start + 145 cases x 2 kernels x 1 s / 12 = 25 + 145 x 250 repeats x 1 ms = 36
+    #   correctness  10 to start + 135 cases x 2 kernels x 1 s / 12 = 23 + 135 x 250 repeats x 1 ms = 34
     #                + 7 long texts x 4 s, one at a time = 28
-    #   attention    10 + 25 to compile flex_attention, 12 at a time + 37 cases x 1.2 s = 45 + 3 x 5 to trace flex
-    #   fused        10 + 54 cases x 2 s / 12 = 9 to compile + 54 x 0.6 s = 32 to check + 20 x 1.2 s = 24 to time
-    #   models       10 + 45 to compile (torch.compile, most of it) + 33 cases x 2.5 s = 83 + texts 10
+    #   attention    10 + 25 to compile flex_attention, 12 at a time + 29 cases x 1.2 s = 35 + 4 x 5 to trace flex
+    #   fused        10 + 58 cases x 2 s / 12 = 10 to compile + 58 x 0.4 s = 23 to check + 20 x 1 s to time
+    #   models       10 + 45 to compile (torch.compile, most of it) + 32 cases x 2.5 s = 80
+    #                + 5 that trace for torch.compile or start from texts x 8 s = 40
     #   tune         10 + 50 to compile + 30 to time, and as long as there is time: it is last
     # A part that is early leaves the rest to those after it; cases that time does not suffice for are named.
     "correctness": Part(share=100.0, workers=12, warm=0.0, limit=120.0),
-    "attention": Part(share=95.0, workers=1, warm=0.5, limit=60.0),
-    "fused": Part(share=75.0, workers=1, warm=0.4, limit=90.0),
-    "models": Part(share=150.0, workers=1, warm=0.35, limit=75.0),
+    "attention": Part(share=90.0, workers=1, warm=0.5, limit=60.0),
+    "fused": Part(share=65.0, workers=1, warm=0.4, limit=90.0),
+    "models": Part(share=165.0, workers=1, warm=0.35, limit=75.0),
     "candidates": Part(share=90.0, workers=1, warm=0.5, limit=60.0),
     "sanitizer": Part(share=30.0, workers=4, warm=0.0, limit=100.0),
     "profile": Part(share=30.0, workers=1, warm=0.0, limit=120.0),
@@ -83,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for report.json, report.md and log.txt")
     parser.add_argument(
         "--parts",
-        help=f"of {', '.join(PARTS)}; if left out {','.join(DEFAULT_PARTS)} and, where compute-sanitizer is found, sanitizer",
+        help=_parts_help(),
     )
     parser.add_argument("--minutes", type=float, default=8.5, help="time for all parts together; default %(default)s")
     parser.add_argument("--commit", help="of this code, where it lies outside of its checkout")
@@ -144,6 +145,11 @@ def run(out: Path, parts: Sequence[str], minutes: float = 8.5, dry: bool = False
             _run_part(store, name, time.monotonic() + left * share, dry, log)
         _draw(store, log)
     return _summary(store, parts)
+
+
+def _parts_help() -> str:
+    usual = ", ".join(DEFAULT_PARTS)
+    return f"of {', '.join(PARTS)}; if left out {usual} and, where compute-sanitizer is found, sanitizer"
 
 
 def _default_parts(dry: bool) -> tuple[str, ...]:

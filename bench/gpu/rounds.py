@@ -39,7 +39,7 @@ def time_rounds(
     start = time.perf_counter()
     for call in calls.values():
         call()
-    torch.cuda.synchronize()
+    _settle(context.device)
     once = time.perf_counter() - start
     rounds = min(max(int(seconds / max(once, 1e-6)), least), most)
     found: dict[str, list[float]] = {name: [] for name in calls}
@@ -51,10 +51,10 @@ def time_rounds(
         for _ in range(rounds):
             shuffled.shuffle(order)
             for name, call in order:
-                torch.cuda.synchronize()
+                _settle(context.device)
                 start = time.perf_counter()
                 call()
-                torch.cuda.synchronize()
+                _settle(context.device)
                 found[name].append(time.perf_counter() - start)
     finally:
         if enabled:
@@ -72,3 +72,8 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
     call()
     torch.cuda.synchronize(device)
     return torch.cuda.max_memory_allocated(device) - before
+
+
+def _settle(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
