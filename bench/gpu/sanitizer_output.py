@@ -22,7 +22,7 @@ DONE = "sanitized all"
 _HEAD = re.compile(
     r"(?:Error: |Warning: |Fatal: )?"
     r"(Invalid __\w+__ .*|Uninitialized .*|Race reported between .*|Potential \w+ hazard .*|Barrier error .*"
-    r"|Address .* (?:misaligned|out of bounds).*|Hazard .*|Malloc/Free error .*|Kernel .* error.*)"
+    r"|Malloc/Free error .*)"
 )
 _PLACE = re.compile(r"\s+(?:at |and \w+ access at )(.+)")
 _SUMMARY = re.compile(r"(?:RACECHECK|ERROR) SUMMARY: (\d+) (?:hazards?|errors?)")

@@ -17,6 +17,7 @@ from dataclasses import replace
 
 import torch
 
+from ...engine.contract import Call
 from .case import Context
 from .correctness import HOSTILE_KEYS
 from .decode import make_decode
@@ -82,14 +83,31 @@ def _products(context: Context) -> Calls:
         "MobileBERT, out": mobilebert_out(512, 128, 512, 4),
         "head": head(96, 1003, 5),
     }
-    return {name: lambda make=make: make(context, HALF, TOKENS).ours() for name, make in makes.items()}
+    found: Calls = {name: lambda make=make: make(context, HALF, TOKENS).ours() for name, make in makes.items()}
+    drawn = _drawing(context)
+
+    def logits() -> object:
+        from ...kernels.mlm_head import mlm_head
+
+        return mlm_head(drawn(TOKENS, 96), drawn(96, 96), *(drawn(96) for _ in range(3)), drawn(1003, 96), drawn(1003))
+
+    def without_statistics() -> object:
+        from ...kernels import norm_linear as kernels
+
+        facts = {"hidden": 200, "inner": 96, "norm": "layer_norm"}
+        call = Call("norm_linear", context.device.type, HALF, **facts)
+        weights = kernels.prepare(drawn(96), drawn(96), drawn(200, 96), None, call=call)
+        return kernels.norm_linear(drawn(TOKENS, 96), *weights, norm="layer_norm", eps=1e-6)
+
+    return found | {"all logits": logits, "norm and product, without statistics": without_statistics}
+
+
+def _drawing(context: Context) -> Callable[..., torch.Tensor]:
+    return lambda *shape: torch.randn(shape, device=context.device).to(HALF)
 
 
 def _rows(context: Context) -> Calls:
-    def drawn(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, device=context.device).to(HALF)
-
-    device = context.device
+    drawn, device = _drawing(context), context.device
     ids = torch.arange(TOKENS, device=device) * 7 % 50
     lengths = (0, 1, 65, 0, TOKENS - 66)
     edges = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=device)
