@@ -146,6 +146,8 @@ class Pool:
         threads = max((os.cpu_count() or 1) // max(workers, 1), 1)
         # Each of many processes would start as many compilers and threads as there are CPUs.
         asked = {"OMP_NUM_THREADS": str(threads), "TORCHINDUCTOR_COMPILE_THREADS": str(min(threads, 8))}
+        # Nothing is fetched; a library that tried would wait for a network that is not there.
+        asked["HF_HUB_OFFLINE"] = "1"
         self._environment = {name: value for name, value in asked.items() if name not in os.environ}
 
     def run(self, finished: Collection[str], deadline: float, on_result: OnResult) -> list[str]:

@@ -6,7 +6,6 @@
 
 It is part of a report where the program is found. torch's allocator is told to ask for each tensor's memory by itself
 (PYTORCH_NO_CUDA_MEMORY_CACHING=1): in its large blocks the byte behind a tensor is another's, and would be found fine.
-Compilers run before, as part of no case: each program is started once without the tool.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -56,13 +54,7 @@ def _run(tool: str, group: str, context: Context) -> Figures:
     program = sanitizer()
     if context.dry or program is None:
         return {"status": "left out", "reason": "a dry run" if context.dry else "compute-sanitizer is not here"}
-    start = time.monotonic()
-    plain = command(program, tool, group)
-    code, output = _limited(plain[plain.index(sys.executable) :], SECONDS)
-    if code != 0:
-        return {"status": "error", "reason": f"without the tool: {_ended(code)}, {_last_line(output)}"}
-    code, output = _limited(plain, SECONDS - (time.monotonic() - start))
-    return judged(code, output)
+    return judged(*_limited(command(program, tool, group), SECONDS))
 
 
 def judged(code: int | None, output: str) -> Figures:
