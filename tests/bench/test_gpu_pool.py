@@ -90,7 +90,7 @@ def results(folder: Path, *, workers: int, limit: float, seconds: float = 300.0,
 
 
 def test_a_worker_that_is_lost_costs_its_own_case(part: Path) -> None:
-    found, left = results(part, workers=2, limit=4.0)
+    found, left = results(part, workers=3, limit=8.0)
     assert left == []
     states = {name: figures["status"] for name, figures in found.items()}
     wrong = {"raises", "dies", "hangs", "hangs_with_a_child", "loses_the_device"}
@@ -99,7 +99,7 @@ def test_a_worker_that_is_lost_costs_its_own_case(part: Path) -> None:
     assert found["fine"]["dry"] is True
     assert found["raises"]["reason"] == "ValueError: first line"
     assert "exit code -9" in found["dies"]["reason"]
-    assert found["hangs"]["reason"] == found["hangs_with_a_child"]["reason"] == "stopped after 4 s"
+    assert found["hangs"]["reason"] == found["hangs_with_a_child"]["reason"] == "stopped after 8 s"
     assert found["has_room_a_moment_later"]["seconds"] >= 3.0
     assert found["a_number_of_another_library"]["value"] == "1.5"
     # What it had started ended with it.
