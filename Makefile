@@ -19,7 +19,7 @@ RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test kernels mutants gate gate-golden gate-all gpu-report soak parity lint format launches bench clean
+.PHONY: help demo test kernels mutants gate gate-golden gate-all gpu-report soak parity lint format launches scaling bench clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -93,6 +93,9 @@ format: $(DEV_STAMP)  ## let ruff format and fix what it can
 
 launches: $(DEV_STAMP)  ## write docs/launches.md: kernels and bytes of a layer, counted from what is dispatched
 	$(UNSET) $(BIN)/python -m padless.bench.launches --out docs/launches.md
+
+scaling: $(DEV_STAMP)  ## write docs/scaling.md: what jobs cost, from the cost model and what was measured on a CPU
+	$(UNSET) $(BIN)/python -m padless.bench.scaling --out docs/scaling.md
 
 bench: $(DEV_STAMP)  ## tokens/s on this machine's CPU against sentence-transformers and OpenVINO
 	$(UNSET) HF_HUB_OFFLINE=1 $(BIN)/python -m padless bench models --device cpu $(BENCH)

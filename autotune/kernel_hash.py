@@ -18,10 +18,10 @@ __all__ = ["kernel_hashes", "source_hash"]
 KERNELS = Path(__file__).resolve().parent.parent / "kernels"
 _JIT = ("jit", "constexpr_function")
 _LAUNCHER = "traceable"
-_TILINGS = ("default_config", "few_tokens_config", "_config", "_configs", "_tiles", "CANDIDATES")
+_TILINGS = ("default_config", "few_tokens_config", "_tiles", "CANDIDATES", "TUNED")
 _CHECKS = ("check_inputs", "_check", "_checked", "_checked_rows", "_checked_count", "_check_lengths")
-_NOT_FOLLOWED = ("limits", "registration", "interpreter")
-"""Modules of checks, of what a compiler is told, and of what stands in for a GPU."""
+_NOT_FOLLOWED = ("limits", "registration", "interpreter", "tuned")
+"""Modules of checks, of what a compiler is told, of what stands in for a GPU, and of tilings."""
 
 
 def kernel_hashes(folder: Path = KERNELS) -> dict[str, str]:

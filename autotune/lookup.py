@@ -25,7 +25,8 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from ..engine.contract import Call
 from .device import Device
-from .record import Entry, Key, RecordError, key_of, read_record
+from .key import Key, key_of
+from .record import Entry, RecordError, read_record
 from .store import Store, cache_folder
 
 __all__ = ["DEFAULT", "USER_CACHE", "Answer", "Configuration", "Lookup", "process_lookup"]
@@ -73,6 +74,9 @@ class Lookup:
     """Answers, each found once: a file is read at most once, and not at all for calls that were asked before.
 
     May be used by several threads.
+
+    Attributes:
+        generation: raised by `forget` and `distrust`: what was answered before is not to be kept.
     """
 
     def __init__(self, store: Store | None = None, shipped: Path = SHIPPED) -> None:
@@ -82,12 +86,14 @@ class Lookup:
             store: the user's; None takes that of the environment, at the first call.
             shipped: the folder with a folder for each GPU and compute capability.
         """
+        self.generation = 0
         self._store = store
         self._shipped = shipped
         self._lock = threading.RLock()
         self._found: dict[tuple[Any, ...], tuple[Any, Answer[Any] | None]] = {}
         self._files: dict[tuple[str, str, str], tuple[Entry, ...]] = {}
         self._counts: Counter[str] = Counter()
+        self._distrusted: set[tuple[str, Key, Device]] = set()
 
     def find(
         self,
@@ -127,9 +133,25 @@ class Lookup:
                     known = self._found[place] = candidates, found
         return known[1] or Answer(default, DEFAULT)
 
+    def entries(self, op: str, device: Device) -> list[tuple[str, Entry]]:
+        """All that files hold for an op on a GPU, each with its source, in the order in which sources are asked."""
+        targets = [(USER_CACHE, USER_CACHE, device.slug), (f"shipped {device.slug}", "shipped", device.slug)]
+        if device.sm is not None:
+            targets.append((f"shipped sm_{device.sm}", "shipped", f"sm_{device.sm}"))
+        with self._lock:
+            return [(name, entry) for name, source, target in targets for entry in self._entries(source, target, op)]
+
     def counts(self) -> dict[str, int]:
         """How many different calls each source has answered: "default" counts the misses, the other names hits."""
         return dict(self._counts)
+
+    def distrust(self, call: Call, device: Device, reason: str) -> None:
+        """Answer calls of this key with the default from now on: what a file says of them does not work here."""
+        with self._lock:
+            self._distrusted.add((call.op, key_of(call), device))
+            self._found.clear()
+            self.generation += 1
+        self._doubt(f"{call.op}: {reason}")
 
     def forget(self) -> None:
         """Look at the disk again, as after writing to the store; the counts begin anew."""
@@ -137,6 +159,8 @@ class Lookup:
             self._found.clear()
             self._files.clear()
             self._counts.clear()
+            self._distrusted.clear()
+            self.generation += 1
 
     def _search(
         self,
@@ -147,6 +171,8 @@ class Lookup:
         triton: str,
         kernel_hash: Callable[[], str | None],
     ) -> Answer[C] | None:
+        if (op, key, device) in self._distrusted:
+            return None
         for source, entries in self._sources(key, op, device, triton, kernel_hash):
             tilings = {entry.tiling for entry in entries}
             if len(tilings) > 1:

@@ -27,16 +27,15 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..engine.contract import Call
 from ..engine.errors import PadlessError
 from .device import slugify
+from .key import FACTS, Key
 
 __all__ = [
     "LARGEST_FILE",
     "MOST_ENTRIES",
     "SCHEMA",
     "Entry",
-    "Key",
     "Provenance",
     "Record",
     "RecordError",
@@ -44,7 +43,6 @@ __all__ = [
     "check_names",
     "decode",
     "encode",
-    "key_of",
     "read_record",
 ]
 
@@ -56,24 +54,6 @@ MOST_ENTRIES = 4096
 
 LARGEST_FILE = 16 * 2**20
 """Bytes; more than `MOST_ENTRIES` of the longest entries that are allowed."""
-
-Key = tuple[tuple[str, str | int | bool], ...]
-"""Named facts of a call in the order of their names; facts that are None or False are left out."""
-
-FACTS: dict[str, type] = {
-    "dtype": str,
-    "head_dim": int,
-    "window": str,
-    "bias": str,
-    "hidden": int,
-    "inner": int,
-    "epilogue": str,
-    "norm": str,
-    "gated": bool,
-    "residual": bool,
-    "rope": bool,
-}
-"""The facts of a `Call` that an entry is chosen by. No batch: a text is to have the same bits in any company."""
 
 _WORD = re.compile(r"[a-z0-9_]{1,40}", re.ASCII)
 _OP = re.compile(r"[a-z][a-z0-9_]{0,63}", re.ASCII)
@@ -238,12 +218,6 @@ class Record:
                 raise RecordError(f"entries: expected those of {self.target}, found one of {name}")
         if len({entry.identity for entry in self.entries}) < len(self.entries):
             raise RecordError("entries: found two of the same key, GPU, triton and kernel hash")
-
-
-def key_of(call: Call) -> Key:
-    """The facts of `call` that entries are chosen by."""
-    facts = {name: getattr(call, name) for name in FACTS} | {"dtype": str(call.dtype).removeprefix("torch.")}
-    return tuple((name, facts[name]) for name in sorted(facts) if facts[name] not in (None, False))
 
 
 def check_names(target: str, op: str) -> None:

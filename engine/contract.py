@@ -109,7 +109,9 @@ class Impl:
         `unsupported(call) -> list[str]`: reasons why it cannot serve this call, empty when it can;
         `defers(call) -> list[str]`: reasons to leave this call to the rows below though it could serve it, asked only
             where no row was named, and of no effect where none of those can serve;
-        `prepare(*weights, call) -> tuple`: the weights in the layout it wants (fused, permuted, prepacked).
+        `prepare(*weights, call) -> tuple`: the weights in the layout it wants (fused, permuted, prepacked);
+        `TUNED`: its `source(call) -> str` says where the tiling for this call comes from, and `distrust(call, reason)`
+            has the default serve it, where what was measured fails.
 
     Attributes:
         name: what `backend=` and `explain` call it.

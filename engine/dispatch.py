@@ -19,7 +19,7 @@ from typing import Any
 from .contract import Call, Impl, Requires
 from .errors import BackendError
 
-__all__ = ["TABLE", "Resolution", "backends", "explain", "resolve"]
+__all__ = ["TABLE", "Resolution", "backends", "distrust", "explain", "resolve"]
 
 log = logging.getLogger("padless")
 
@@ -106,8 +106,8 @@ class Resolution:
         prepare: its weight preparation, or None where it takes the weights as they are.
         gradient: the row and function used where a gradient is needed.
         rejected: for each row above the chosen one, its name and the reasons.
-        config_source: where its tiling comes from: "default" where nothing was measured for it, "none" for rows that
-            have nothing to tune.
+        config_source: where its tiling comes from: "user cache", "shipped nvidia-h200", "shipped sm_90", or "default"
+            where nothing was measured for it; "none" for rows that have nothing to tune.
     """
 
     call: Call
@@ -171,8 +171,21 @@ def resolve(call: Call, backend: str = "auto", failed: Mapping[str, str] | None 
 
 def _resolved(call: Call, impl: Impl, rejected: tuple[tuple[str, tuple[str, ...]], ...]) -> Resolution:
     fn, module = _function(impl)
-    tuned_by = "default" if hasattr(module, "default_config") else "none"
-    return Resolution(call, impl, fn, getattr(module, "prepare", None), _gradient(TABLE[call.op]), rejected, tuned_by)
+    tuned = getattr(module, "TUNED", None)
+    source = "none" if tuned is None else tuned.source(call)
+    return Resolution(call, impl, fn, getattr(module, "prepare", None), _gradient(TABLE[call.op]), rejected, source)
+
+
+def distrust(resolution: Resolution, failure: str) -> bool:
+    """Have the row's default tiling serve where one that was measured failed; False where there is no other to try.
+
+    Args:
+        resolution: whose row failed when it was called.
+        failure: how, for the log.
+    """
+    _, module = _function(resolution.impl)
+    tuned = getattr(module, "TUNED", None)
+    return tuned is not None and tuned.distrust(resolution.call, failure)
 
 
 def _interprets(call: Call) -> bool:

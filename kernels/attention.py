@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 import os
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,8 +30,9 @@ from .limits import (
 from .registration import traceable
 from .relative_bias import bias_by_distance
 from .schedule import tile_list, tile_list_length
+from .tuned import Tuned, compute_capability
 
-__all__ = ["CANDIDATES", "check_inputs", "default_config", "unsupported", "varlen_attention"]
+__all__ = ["CANDIDATES", "TUNED", "check_inputs", "default_config", "unsupported", "varlen_attention"]
 
 MOST_TOKENS = 1 << 30
 """No text is longer; a wider window is this wide, so that no sum of a window and a position leaves 32 bits."""
@@ -83,6 +82,9 @@ CANDIDATES = (
     *(Config.of(8, 1, 255, BLOCK_M=rows, BLOCK_N=keys, TMA=0) for rows, keys in ((16, 16), (32, 32), (64, 32))),
 )
 """What tuning tries; the last six are for fp32. TMA: keys and values through tensor descriptors, from sm_90 on."""
+
+TUNED = Tuned(__name__, default_config, CANDIDATES)
+"""Which of them serves a call."""
 
 
 def unsupported(call: Call) -> list[str]:
@@ -158,7 +160,9 @@ def forward(
         return out, lse
     has_left, has_right, has_bias = window_left >= 0, window_right >= 0, position_bias is not None
     if config is None:
-        config = _config(head_dim, q.dtype, has_left and has_right, has_bias, _compute_capability(q.device))
+        window = "causal" if (has_left, window_right) == (False, 0) else "sliding" if has_left or has_right else "full"
+        bias_kind = "t5" if has_bias else "none"
+        config = TUNED("attention", q.device, q.dtype, head_dim=head_dim, window=window, bias=bias_kind)
     rows, keys = config["BLOCK_M"], config["BLOCK_N"]
     blocks_per_text = -(-max_seqlen // rows)
     num_tiles = tile_list_length(tokens, texts, rows)
@@ -277,24 +281,9 @@ def _check_lengths(name: str, cu_seqlens: Tensor, tokens: int, longest: int | No
 
 def _has_descriptors(k: Tensor, v: Tensor, block_d: int) -> bool:
     """Whether tensor descriptors can stand for k and v: 16-byte steps, and hardware that has them (sm_90, sm_100 …)."""
-    if len(k) == 0 or torch.version.hip is not None or (_compute_capability(k.device) or 90) < 90:
+    if len(k) == 0 or torch.version.hip is not None or (compute_capability(k.device) or 90) < 90:
         return False
     if not all(stride for x in (k, v) for stride in x.stride()):
         return False  # rows that lie on one another
     steps = [x.data_ptr() for x in (k, v)] + [s * x.element_size() for x in (k, v) for s in x.stride()[:-1]]
     return all(step % 16 == 0 for step in steps) and block_d <= 256
-
-
-@functools.cache
-def _config(head_dim: int, dtype: torch.dtype, sliding: bool, has_bias: bool, sm: int | None) -> Config:
-    facts: dict[str, Any] = {"window": "sliding" if sliding else "full", "bias": "t5" if has_bias else "none"}
-    return default_config(Call("attention", device="cuda", dtype=dtype, sm=sm, head_dim=head_dim, **facts))
-
-
-@functools.cache
-def _compute_capability(device: torch.device) -> int | None:
-    """90 for Hopper; None where the kernel is interpreted, or compiled for another maker's GPU."""
-    if device.type != "cuda" or torch.version.hip is not None:
-        return None
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor

@@ -30,8 +30,6 @@ docs/kernels.md.
 
 from __future__ import annotations
 
-import functools
-
 import torch
 import triton
 import triton.language as tl
@@ -53,8 +51,9 @@ from .limits import (
 )
 from .registration import traceable
 from .relative_bias import bias_by_distance
+from .tuned import Tuned
 
-__all__ = ["CANDIDATES", "decode_attention", "default_config", "unsupported"]
+__all__ = ["CANDIDATES", "TUNED", "decode_attention", "default_config", "unsupported"]
 
 REDUCED = 16
 """Splits that the second kernel takes in at a time."""
@@ -222,6 +221,9 @@ CANDIDATES = tuple(
 )
 """What tuning tries."""
 
+TUNED = Tuned(__name__, default_config, CANDIDATES)
+"""Which of them serves a call."""
+
 
 def unsupported(call: Call) -> list[str]:
     """Why this row cannot serve `call`."""
@@ -263,7 +265,9 @@ def decode_attention(
     if sequences == 0 or max_length == 0:
         out.zero_()
         return out if lse is None else (out, lse.fill_(-torch.inf))
-    config = _config(head_dim, q.dtype, position_bias is not None) if config is None else config
+    if config is None:
+        kind = "none" if position_bias is None else "t5"
+        config = TUNED("decode_attention", q.device, q.dtype, head_dim=head_dim, bias=kind)
     splits = -(-max_length // config["SPLIT"])
     # One split is finished at once: nothing is kept, and the same compiled kernel runs.
     kept = splits if splits > 1 else 0
@@ -306,12 +310,6 @@ def decode_attention(
         reduced = Config.of(num_warps=4 if head_dim <= 128 else 8, num_stages=1, SPLIT=config["SPLIT"], BLOCK_S=REDUCED)
         launch(_reduce_kernel, (sequences * heads,), whole, shape, reduced)
     return out if lse is None else (out, lse)
-
-
-@functools.cache
-def _config(head_dim: int, dtype: torch.dtype, has_bias: bool) -> Config:
-    bias = "t5" if has_bias else "none"
-    return default_config(Call("decode_attention", "cuda", dtype, head_dim=head_dim, bias=bias))
 
 
 def _checked(

@@ -22,8 +22,6 @@ token, 2.5 a byte in 16-bit dtypes: memory is the bound.
 
 from __future__ import annotations
 
-import functools
-
 import torch
 import triton
 import triton.language as tl
@@ -41,8 +39,9 @@ from .limits import (
     require_shape,
 )
 from .registration import traceable
+from .tuned import Tuned
 
-__all__ = ["CANDIDATES", "default_config", "embed", "unsupported"]
+__all__ = ["CANDIDATES", "TUNED", "default_config", "embed", "unsupported"]
 
 
 @triton.jit
@@ -98,6 +97,9 @@ CANDIDATES = tuple(
 )
 """What tuning tries."""
 
+TUNED = Tuned(__name__, default_config, CANDIDATES)
+"""Which of them serves a call."""
+
 
 def unsupported(call: Call) -> list[str]:
     """Why this row cannot serve `call`."""
@@ -144,7 +146,7 @@ def embed(
     out = torch.empty((tokens, hidden), dtype=word.dtype, device=word.device)
     if out.numel() == 0:
         return out
-    config = config or _config(hidden, word.dtype)
+    config = config or TUNED("embed", word.device, word.dtype, hidden=hidden)
     normalised = eps is not None
     arguments = {
         "ids_ptr": input_ids,
@@ -169,11 +171,6 @@ def embed(
     }
     launch(embed_kernel, (-(-tokens // config["BLOCK_M"]),), arguments, constants, config)
     return out
-
-
-@functools.cache
-def _config(hidden: int, dtype: torch.dtype) -> Config:
-    return default_config(Call("embed", device="cuda", dtype=dtype, hidden=hidden))
 
 
 def _check(

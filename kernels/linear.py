@@ -53,10 +53,12 @@ from .limits import (
 )
 from .linear_launch import launch_linear, shipped_config
 from .registration import traceable
+from .tuned import Tuned
 
 __all__ = [
     "CANDIDATES",
     "EPILOGUES",
+    "TUNED",
     "check_inputs",
     "default_config",
     "defers",
@@ -140,6 +142,9 @@ CANDIDATES = (
     *(_tiles(rows, 64, 16, num_warps=8, num_stages=stages) for rows in (64, 128) for stages in (2, 3)),
 )
 """What tuning tries; the last four are for fp32. TMA: tensor descriptors, from sm_90 on. Warps part work on sm_100."""
+
+TUNED = Tuned(__name__, default_config, CANDIDATES)
+"""Which of them serves a call."""
 
 
 def unsupported(call: Call) -> list[str]:
@@ -248,7 +253,7 @@ def linear(
     dtype = dtype if residual is None else torch.promote_types(dtype, residual.dtype)
     out = torch.empty((tokens, out_features // 2 if gated else out_features), dtype=dtype, device=x.device)
     config = config or shipped_config(
-        default_config, "linear", x, weight, bias, residual, epilogue=epilogue, gated=gated,
+        TUNED, "linear", x, weight, bias, residual, epilogue=epilogue, gated=gated,
         residual=residual is not None, rope=rope,
     )  # fmt: skip
     found = None

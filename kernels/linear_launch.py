@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +10,9 @@ import torch
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from ..engine.contract import Call
 from .launch import Config, launch
 from .linear_forward import linear_kernel
+from .tuned import Tuned, compute_capability
 
 __all__ = ["Normalised", "launch_linear", "shipped_config"]
 
@@ -114,26 +113,18 @@ def launch_linear(
 
 
 def shipped_config(
-    default_config: Callable[..., Config], op: str, x: Tensor, weight: Tensor, *others: Tensor | None, epilogue: str,
-    gated: bool, residual: bool = False, rope: tuple[Tensor, Tensor, Tensor] | None = None,
+    tuned: Tuned, op: str, x: Tensor, weight: Tensor, *others: Tensor | None, epilogue: str, gated: bool,
+    residual: bool = False, norm: str | None = None, rope: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> Config:  # fmt: skip
-    """What `default_config` says of these operands; `others` are those that may not be aligned either."""
-    head_dim = None if rope is None else 2 * rope[1].shape[1]
+    """What `tuned` says of these operands; `others` are those that may not be aligned either.
+
+    Where one is not, rows are read number by number: nothing was measured so, and the default knows about it.
+    """
+    facts: dict[str, Any] = {"inner": x.shape[1], "hidden": weight.shape[0], "epilogue": epilogue, "gated": gated}
+    facts |= {"residual": residual, "norm": norm, "rope": rope is not None}
+    facts["head_dim"] = None if rope is None else 2 * rope[1].shape[1]
     aligned = all(tensor is None or _is_aligned(tensor) for tensor in (x, weight, *others))
-    return _config(
-        default_config, op, x.shape[1], weight.shape[0], x.dtype, epilogue, gated, residual, head_dim,
-        _compute_capability(x.device), aligned,
-    )  # fmt: skip
-
-
-@functools.cache
-def _config(
-    default_config: Callable[..., Config], op: str, inner: int, hidden: int, dtype: torch.dtype, epilogue: str,
-    gated: bool, residual: bool, head_dim: int | None, sm: int | None, aligned: bool,
-) -> Config:  # fmt: skip
-    facts: dict[str, Any] = {"inner": inner, "hidden": hidden, "epilogue": epilogue, "gated": gated}
-    facts |= {"residual": residual, "rope": head_dim is not None, "head_dim": head_dim}
-    return default_config(Call(op, device="cuda", dtype=dtype, sm=sm, **facts), aligned=aligned)
+    return tuned(op, x.device, x.dtype, aligned=aligned, **facts)
 
 
 def _is_aligned(x: Tensor) -> bool:
@@ -143,20 +134,11 @@ def _is_aligned(x: Tensor) -> bool:
 
 def _has_descriptors(x: Tensor, weight: Tensor) -> bool:
     """Whether tensor descriptors can stand for both: 16-byte steps, 32-bit places, and hardware that has them."""
-    if torch.version.hip is not None or (_compute_capability(x.device) or 90) < 90 or x.dtype == torch.float32:
+    if torch.version.hip is not None or (compute_capability(x.device) or 90) < 90 or x.dtype == torch.float32:
         return False
     if not x.stride(0) or not weight.stride(0) or not x.shape[1]:
         return False  # rows that lie on one another, or have nothing
     return max(*x.shape, *weight.shape) < 1 << 30 and _is_aligned(x) and _is_aligned(weight)
-
-
-@functools.cache
-def _compute_capability(device: torch.device) -> int | None:
-    """90 for Hopper; None where the kernel is interpreted, or compiled for another maker's GPU."""
-    if device.type != "cuda" or torch.version.hip is not None:
-        return None
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
 
 
 @functools.cache

@@ -21,7 +21,6 @@ some 200 rows on an H200, products above.
 
 from __future__ import annotations
 
-import functools
 import operator
 from typing import Any
 
@@ -43,8 +42,9 @@ from .linear import linear
 from .norm import layer_norm
 from .registration import traceable
 from .top_k import MAX_TOP_K, highest_logits, logits
+from .tuned import Tuned
 
-__all__ = ["CANDIDATES", "default_config", "mlm_head", "unsupported"]
+__all__ = ["CANDIDATES", "TUNED", "default_config", "mlm_head", "unsupported"]
 
 
 def default_config(call: Call) -> Config:
@@ -67,6 +67,9 @@ CANDIDATES = tuple(
     for parts in (128, 256)
 )
 """What tuning tries."""
+
+TUNED = Tuned(__name__, default_config, CANDIDATES)
+"""Which of them serves a call."""
 
 
 def unsupported(call: Call) -> list[str]:
@@ -108,7 +111,7 @@ def mlm_head(
     assert isinstance(normed, Tensor)
     weight, own = _dense(decoder_weight), None if own_weight is None or not len(own_weight) else _dense(own_weight)
     bias = None if decoder_bias is None else decoder_bias.contiguous()
-    config = config or _config(hidden.dtype)
+    config = config or TUNED("mlm_head", hidden.device, hidden.dtype, hidden=hidden.shape[1])
     rows, vocab = hidden.shape[0], weight.shape[0]
     if count is not None and count <= MAX_TOP_K and rows and vocab:
         return highest_logits(normed, weight, bias, own, min(count, vocab), config)
@@ -128,11 +131,6 @@ def mlm_head(
 
 def _dense(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
-
-
-@functools.cache
-def _config(dtype: torch.dtype) -> Config:
-    return default_config(Call("mlm_head", device="cuda", dtype=dtype))
 
 
 def _checked_count(top_k: Any) -> int:

@@ -36,8 +36,17 @@ from .limits import (
 from .mobilebert_in import mobilebert_in_kernel
 from .mobilebert_out import mobilebert_out_kernel
 from .registration import traceable
+from .tuned import Tuned, compute_capability
 
-__all__ = ["CANDIDATES", "default_config", "few_tokens_config", "mobilebert_in", "mobilebert_out", "unsupported"]
+__all__ = [
+    "CANDIDATES",
+    "TUNED",
+    "default_config",
+    "few_tokens_config",
+    "mobilebert_in",
+    "mobilebert_out",
+    "unsupported",
+]
 
 MAX_WIDTH = 128
 """Channels between the bottlenecks that fit into registers, three times over."""
@@ -115,6 +124,9 @@ CANDIDATES = (
 )
 """What tuning tries, of either op; those of 16 columns are for fp32."""
 
+TUNED = Tuned(__name__, default_config, CANDIDATES)
+"""Which of them serves many tokens."""
+
 
 def unsupported(call: Call) -> list[str]:
     """Why this row cannot serve `call`, whose `inner` is the width between the bottlenecks."""
@@ -174,7 +186,7 @@ def mobilebert_in(
     qkv = torch.empty((tokens, 3 * width), dtype=dtype, device=x.device)
     if tokens == 0:
         return narrow, qkv
-    config = config or _schedule(op, dtype, tokens, x.device)
+    config = config or _schedule(op, hidden, width, dtype, tokens, x.device)
     block_w = max(next_power_of_2(width), 16)
     blocks = -(-tokens // config["BLOCK_M"])
     constants = {
@@ -255,7 +267,7 @@ def mobilebert_out(
     out = torch.empty((tokens, hidden), dtype=stream, device=x.device)
     if out.numel() == 0:
         return out
-    config = config or _schedule(op, dtype, tokens, x.device)
+    config = config or _schedule(op, hidden, width, dtype, tokens, x.device)
     constants = {
         "STRIDE_C": context.stride(0),
         "STRIDE_N": narrow.stride(0),
@@ -276,28 +288,22 @@ def mobilebert_out(
     return out
 
 
-def _schedule(op: str, dtype: torch.dtype, tokens: int, device: torch.device) -> Config:
-    many, few = _configs(op, dtype, _compute_capability(device))
+def _schedule(op: str, hidden: int, width: int, dtype: torch.dtype, tokens: int, device: torch.device) -> Config:
+    """The tiling for so many tokens. Each of the two sums in the same order, so that a row has the same bits."""
+    many = TUNED(op, device, dtype, hidden=hidden, inner=width)
+    few = _few_tokens_config(op, dtype, compute_capability(device))
+    if any(few[name] != many[name] for name in ("BLOCK_K", "BLOCK_N")):
+        return many
     return few if -(-tokens // few["BLOCK_M"]) <= _few(device) else many
 
 
 @functools.cache
-def _configs(op: str, dtype: torch.dtype, sm: int | None) -> tuple[Config, Config]:
-    call = Call(op, device="cuda", dtype=dtype, sm=sm)
-    return default_config(call), few_tokens_config(call)
+def _few_tokens_config(op: str, dtype: torch.dtype, sm: int | None) -> Config:
+    return few_tokens_config(Call(op, device="cuda", dtype=dtype, sm=sm))
 
 
 def _few(device: torch.device) -> int:
     return FEW_PROGRAMS if device.type == "cuda" else FEW_INTERPRETED_PROGRAMS
-
-
-@functools.cache
-def _compute_capability(device: torch.device) -> int | None:
-    """90 for Hopper; None where the kernel is interpreted, or compiled for another maker's GPU."""
-    if device.type != "cuda" or torch.version.hip is not None:
-        return None
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
 
 
 def _sizes(op: str, name: str, weight: Tensor) -> Sequence[int]:

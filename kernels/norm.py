@@ -27,8 +27,6 @@ would save the exchange between warps, at the price of twice the registers from 
 
 from __future__ import annotations
 
-import functools
-
 import torch
 import triton
 import triton.language as tl
@@ -47,8 +45,9 @@ from .limits import (
     require_shape,
 )
 from .registration import traceable
+from .tuned import Tuned
 
-__all__ = ["CANDIDATES", "default_config", "layer_norm", "no_norm", "rms_norm", "unsupported"]
+__all__ = ["CANDIDATES", "TUNED", "default_config", "layer_norm", "no_norm", "rms_norm", "unsupported"]
 
 CHANNELS_A_STEP = 1024
 """Of no_norm: a row of MobileBERT, 128 or 512 channels, is one step."""
@@ -125,6 +124,9 @@ CANDIDATES = tuple(
 )
 """What tuning tries, for each of the three ops."""
 
+TUNED = Tuned(__name__, default_config, CANDIDATES)
+"""Which of them serves a call."""
+
 
 def unsupported(call: Call) -> list[str]:
     """Why this row cannot serve `call`; of rows without a norm any width is served."""
@@ -192,7 +194,7 @@ def no_norm(
     out = torch.empty((tokens, hidden), dtype=torch.float32 if wide else x.dtype, device=x.device)
     if out.numel() == 0:
         return out
-    config = config or _config("no_norm", hidden, x.dtype)
+    config = config or TUNED("no_norm", x.device, x.dtype, hidden=hidden)
     arguments = {
         "x_ptr": x,
         "residual_ptr": residual,
@@ -228,7 +230,7 @@ def _norm(
         wider = torch.promote_types(x.dtype, residual.dtype)
         total = torch.empty((tokens, hidden), dtype=wider, device=x.device)
     if out.numel() != 0:
-        config = config or _config(op, hidden, x.dtype)
+        config = config or TUNED(op, x.device, x.dtype, hidden=hidden)
         arguments = {
             "x_ptr": x,
             "residual_ptr": residual,
@@ -252,11 +254,6 @@ def _norm(
 
 def _dense(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
-
-
-@functools.cache
-def _config(op: str, hidden: int, dtype: torch.dtype) -> Config:
-    return default_config(Call(op, device="cuda", dtype=dtype, hidden=hidden))
 
 
 def _check(name: str, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> None:

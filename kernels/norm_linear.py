@@ -51,8 +51,9 @@ from .linear import prepare as prepare_linear
 from .linear_launch import Normalised, launch_linear, shipped_config
 from .registration import traceable
 from .row_statistics import row_statistics, run_of
+from .tuned import Tuned
 
-__all__ = ["CANDIDATES", "default_config", "defers", "norm_linear", "prepare", "unsupported"]
+__all__ = ["CANDIDATES", "TUNED", "default_config", "defers", "norm_linear", "prepare", "unsupported"]
 
 DTYPES = (torch.float16, torch.bfloat16)
 NORMS = ("layer_norm", "rms_norm")
@@ -60,6 +61,9 @@ NORMS = ("layer_norm", "rms_norm")
 
 MAX_PLAIN_OUTPUTS = 1536
 """Outputs of a plain product up to which a launch less is predicted to be worth more than a tuned library."""
+
+TUNED = Tuned(__name__, default_config, CANDIDATES)
+"""Which of `linear`'s tilings serves a call: the statistics take room beside them, so measured for itself."""
 
 
 def unsupported(call: Call) -> list[str]:
@@ -173,7 +177,7 @@ def norm_linear(
     if out.numel() == 0:
         return out
     config = config or shipped_config(
-        default_config, "norm_linear", x, weight, epilogue=epilogue, gated=gated, rope=rope
+        TUNED, "norm_linear", x, weight, epilogue=epilogue, gated=gated, rope=rope, norm=norm
     )  # fmt: skip
     normalised = Normalised(
         row_statistics(x) if statistics is None else statistics.contiguous(),

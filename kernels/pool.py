@@ -32,7 +32,6 @@ and gives zeros for cls and lasttoken.
 
 from __future__ import annotations
 
-import functools
 from typing import Literal, overload
 
 import torch
@@ -54,8 +53,9 @@ from .limits import (
 )
 from .registration import traceable
 from .texts import text_at
+from .tuned import Tuned
 
-__all__ = ["CANDIDATES", "default_config", "pool", "unsupported"]
+__all__ = ["CANDIDATES", "TUNED", "default_config", "pool", "unsupported"]
 
 INFINITY = tl.constexpr(float("inf"))
 NAN = tl.constexpr(float("nan"))
@@ -213,6 +213,9 @@ CANDIDATES = tuple(
 )
 """What tuning tries."""
 
+TUNED = Tuned(__name__, default_config, CANDIDATES)
+"""Which of them serves a call."""
+
 
 def unsupported(call: Call) -> list[str]:
     """Why this row cannot serve `call`."""
@@ -261,7 +264,7 @@ def pool(
     out = torch.empty((texts, width), dtype=torch.float32, device=hidden.device)
     # Stored as bytes, read as bool.
     finite = torch.empty(texts, dtype=torch.uint8, device=hidden.device) if return_finite else None
-    config = config or _config(width, hidden.dtype)
+    config = config or TUNED("pool", hidden.device, hidden.dtype, hidden=width)
     split = config["SPLIT"]
     arguments = {
         "hidden_ptr": hidden,
@@ -284,8 +287,3 @@ def pool(
             del arguments["hidden_ptr"]
             launch(pool_join_kernel, (texts,), arguments, constants, config)
     return out if finite is None else (out, finite.view(torch.bool))
-
-
-@functools.cache
-def _config(hidden: int, dtype: torch.dtype) -> Config:
-    return default_config(Call("pool", device="cuda", dtype=dtype, hidden=hidden))

@@ -21,8 +21,6 @@ stay in L2. FLOPs: `3 * head_dim * (heads + heads_k)` a token; 0.75 a byte in 16
 
 from __future__ import annotations
 
-import functools
-
 import torch
 import triton
 import triton.language as tl
@@ -41,8 +39,9 @@ from .limits import (
     require_shape,
 )
 from .registration import traceable
+from .tuned import Tuned
 
-__all__ = ["CANDIDATES", "default_config", "rope", "unsupported"]
+__all__ = ["CANDIDATES", "TUNED", "default_config", "rope", "unsupported"]
 
 HEADS_A_STEP = 4
 """Divides the usual numbers of heads (4, 8, 12, 16), so that no lane idles."""
@@ -104,6 +103,9 @@ CANDIDATES = tuple(
 )
 """What tuning tries."""
 
+TUNED = Tuned(__name__, default_config, CANDIDATES)
+"""Which of them serves a call."""
+
 
 def unsupported(call: Call) -> list[str]:
     """Why this row cannot serve `call`."""
@@ -133,7 +135,7 @@ def rope(
     out_k = torch.empty((tokens, heads_k, head_dim), dtype=k.dtype, device=k.device)
     if tokens == 0 or head_dim == 0:
         return out_q, out_k
-    config = config or _config(head_dim, q.dtype)
+    config = config or TUNED("rope", q.device, q.dtype, head_dim=head_dim)
     arguments = {
         "q_ptr": q,
         "k_ptr": k,
@@ -159,11 +161,6 @@ def rope(
     }
     launch(rope_kernel, (-(-tokens // config["BLOCK_M"]),), arguments, constants, config)
     return out_q, out_k
-
-
-@functools.cache
-def _config(head_dim: int, dtype: torch.dtype) -> Config:
-    return default_config(Call("rope", device="cuda", dtype=dtype, head_dim=head_dim))
 
 
 def _checked(q: Tensor, k: Tensor, rows: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -19,8 +19,6 @@ Bytes: a row of the table is read once from memory (its two other uses come from
 
 from __future__ import annotations
 
-import functools
-
 import torch
 import triton
 import triton.language as tl
@@ -40,8 +38,9 @@ from .limits import (
 )
 from .registration import traceable
 from .texts import text_at
+from .tuned import Tuned
 
-__all__ = ["CANDIDATES", "default_config", "trigram", "unsupported"]
+__all__ = ["CANDIDATES", "TUNED", "default_config", "trigram", "unsupported"]
 
 
 @triton.jit
@@ -83,6 +82,9 @@ CANDIDATES = tuple(
 )
 """What tuning tries."""
 
+TUNED = Tuned(__name__, default_config, CANDIDATES)
+"""Which of them serves a call."""
+
 
 def unsupported(call: Call) -> list[str]:
     """Why this row cannot serve `call`."""
@@ -111,7 +113,7 @@ def trigram(input_ids: Tensor, cu_seqlens: Tensor, word: Tensor, *, config: Conf
     out = torch.empty((tokens, 3 * width), dtype=word.dtype, device=word.device)
     if out.numel() == 0:
         return out
-    config = config or _config(width, word.dtype)
+    config = config or TUNED("trigram", word.device, word.dtype, hidden=3 * width)
     arguments = {
         "ids_ptr": input_ids,
         "cu_seqlens_ptr": cu_seqlens,
@@ -123,8 +125,3 @@ def trigram(input_ids: Tensor, cu_seqlens: Tensor, word: Tensor, *, config: Conf
     constants = {"stride_word": word.stride(0), "WIDTH": width, "BLOCK_D": next_power_of_2(width)}
     launch(trigram_kernel, (-(-tokens // config["BLOCK_M"]),), arguments, constants, config)
     return out
-
-
-@functools.cache
-def _config(width: int, dtype: torch.dtype) -> Config:
-    return default_config(Call("trigram", device="cuda", dtype=dtype, hidden=3 * width))

@@ -28,7 +28,7 @@ def render(report: Mapping[str, Any]) -> str:
         "attention": _attention,
         "fused": _fused,
         "models": models_section,
-        "candidates": _candidates,
+        "tune": _tune,
         "sanitizer": sanitizer_section,
         "profile": _profile,
     }
@@ -185,7 +185,7 @@ def _fused_row(name: str, figures: Mapping[str, Any]) -> Sequence[Any]:
     return name, number(figures["of_bound"], 2), figures["repeats_differ"], rate, tokens, _target(figures)
 
 
-def _candidates(cases: Cases) -> list[str]:
+def _tune(cases: Cases) -> list[str]:
     rows = []
     for name, figures in cases.items():
         if figures["status"] == "ok":

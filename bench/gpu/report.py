@@ -2,10 +2,10 @@
 
     python -m padless.bench.gpu.report --out DIR [--parts correctness,models] [--minutes 8.5] [--dry]
 
-Needs a GPU, torch, triton and padless. Leaves report.json, report.md and log.txt, written after every case, and up to
-four PNG where matplotlib is installed; a second run on the same folder does only what is missing. Each part runs in
-processes of its own. `--dry` takes the same path with tiny sizes on a CPU, under TRITON_INTERPRET=1, and measures
-nothing. How the 8.5 minutes are shared out: `PARTS`.
+Needs a GPU, torch, triton and padless. Leaves report.json, report.md, log.txt and, of part tune, configs.json, written
+after every case, and up to four PNG where matplotlib is installed; a second run on the same folder does only what is
+missing. Each part runs in processes of its own. `--dry` takes the same path with tiny sizes on a CPU, under
+TRITON_INTERPRET=1, and measures nothing. How the 8.5 minutes are shared out: `PARTS`.
 
 Exit codes: 0 all cases sound; 1 some failed; 2 it cannot run here.
 """
@@ -36,7 +36,7 @@ __all__ = ["main", "run"]
 
 MOST_PICTURES = 4
 
-DEFAULT_PARTS = ("correctness", "attention", "fused", "models", "candidates")
+DEFAULT_PARTS = ("correctness", "attention", "fused", "models", "tune")
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ PARTS = {
     "attention": Part(share=90.0, workers=1, warm=0.5, limit=60.0),
     "fused": Part(share=65.0, workers=1, warm=0.4, limit=90.0),
     "models": Part(share=165.0, workers=1, warm=0.35, limit=75.0),
-    "candidates": Part(share=90.0, workers=1, warm=0.5, limit=60.0),
+    "tune": Part(share=90.0, workers=1, warm=0.6, limit=90.0),
     "sanitizer": Part(share=45.0, workers=4, warm=0.0, limit=100.0),
     "profile": Part(share=30.0, workers=1, warm=0.0, limit=120.0),
 }

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ...autotune.exchange import write_exchange
 from ...engine.errors import InputError
 from .case import Figures
 from .markdown import render
@@ -19,7 +20,7 @@ SAME = ("gpu", "torch", "triton", "padless")
 
 
 class Store:
-    """`report.json` and `report.md` of one folder.
+    """`report.json`, `report.md` and `configs.json` of one folder.
 
     A folder that holds a report already is continued, if that was made by the same kernels on the same machine.
     """
@@ -64,7 +65,7 @@ class Store:
         self.save()
 
     def save(self) -> None:
-        """Write both files, each whole or not at all.
+        """Write the files, each whole or not at all.
 
         A full disk is no error: `unsaved` says what was wrong, and the next call that can writes everything.
         """
@@ -73,8 +74,20 @@ class Store:
         try:
             _write(self.folder / "report.json", json.dumps(self.report, indent=1, default=str) + "\n")
             _write(self.folder / "report.md", _page(self.report))
+            if "tune" in self.report["parts"]:
+                _write(self.folder / "configs.json", self._configs())
         except OSError as error:
             self.unsaved = error.strerror or str(error)
+        except Exception as error:  # of the configurations; the figures are written before them
+            self.unsaved = f"configs.json: {error!r}"
+
+    def _configs(self) -> str:
+        """What part `tune` found, for `padless tune --import`."""
+        found = [figures["record"] for figures in self.part("tune")["cases"].values() if "record" in figures]
+        note = f"measured on {self.report['machine']['gpu']}, padless {self.report['machine'].get('commit')}"
+        if self.report["dry"]:
+            note = "no entries: a dry run measures nothing"
+        return write_exchange(found, note)
 
     def _parts_of(self, path: Path) -> dict[str, Any]:
         try:

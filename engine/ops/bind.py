@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from ..contract import Call
-from ..dispatch import Resolution, explain, resolve
+from ..dispatch import Resolution, distrust, explain, resolve
 from ..errors import BackendError, OptionError
 
 __all__ = ["BoundOp", "Source", "explain_ops", "joined", "share_storage"]
@@ -181,7 +181,10 @@ class BoundOp:
         self._prepared = None
 
     def _forward_or_next(self, *inputs: Any, **options: Any) -> Any:
-        """The chosen row; where its code cannot be compiled or started here, the next, from now on."""
+        """The chosen row; where its code cannot be compiled or started here, the next, from now on.
+
+        A row whose tiling was measured elsewhere is first tried with its own default.
+        """
         resolution = self.resolution
         try:
             return self._forward(*inputs, *self._current_weights(), **self.options, **options)
@@ -189,6 +192,9 @@ class BoundOp:
             if resolution is None or not _cannot_start(error) or _is_capturing():
                 raise
             failure = f"failed when it was called: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            if distrust(resolution, failure):
+                self._take(resolve(resolution.call, failed=self._failed), may_fall=True)
+                return self(*inputs, **options)
             self._failed[resolution.impl.name] = failure
             self._take(resolve(resolution.call, failed=self._failed), may_fall=True)
             served_by = self.resolution.impl.name if self.resolution else "nothing"

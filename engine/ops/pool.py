@@ -41,7 +41,7 @@ def pool(
 
     Args:
         hidden: `[tokens, hidden]`, any floating dtype.
-        cu_seqlens: int32 `[texts + 1]`; every text has at least one token.
+        cu_seqlens: int32 `[texts + 1]`; a text may have no token: then its row is zeros, and -inf for "max".
         mode: "cls" the first token; "lasttoken" the last; "max" by channel; "mean"; "mean_sqrt_len_tokens", the sum
             over the square root of the count; "weightedmean", weights 1, 2, 3 … by position (SGPT, Muennighoff 2022,
             section 3.2.1).
@@ -70,10 +70,13 @@ def _reduced(hidden: Tensor, cu_seqlens: Tensor, mode: str, skip: int) -> Tensor
     starts, stops = cu_seqlens[:-1].long(), cu_seqlens[1:].long()
     accumulate = torch.promote_types(hidden.dtype, torch.float32)
     firsts = starts + skip
-    if mode == "cls":
-        return hidden[torch.where(firsts < stops, firsts, starts)].to(accumulate)
-    if mode == "lasttoken":
-        return hidden[stops - 1].to(accumulate)
+    if mode in ("cls", "lasttoken"):
+        chosen = stops - 1 if mode == "lasttoken" else torch.where(firsts < stops, firsts, starts)
+        if not len(hidden):
+            return hidden.new_zeros(len(starts), hidden.shape[1], dtype=accumulate)
+        # Of an empty text a row is read that is there, and not taken.
+        rows = hidden[chosen.clamp(0, len(hidden) - 1)].to(accumulate)
+        return rows.masked_fill((starts == stops)[:, None], 0.0)
     counts = (stops - firsts).clamp(min=0)
     texts = torch.arange(len(counts), device=hidden.device)
     owner = texts.repeat_interleave(stops - starts)

@@ -18,8 +18,9 @@ from mutations import mutated, with_checksum
 from tuned import H100, H200, KERNEL_HASH, TRITON, attention_call, entry, gpu, linear_call, several, tiling
 
 from padless.autotune.device import Device, identify
+from padless.autotune.key import key_of
 from padless.autotune.lookup import DEFAULT, USER_CACHE, Answer, Lookup, process_lookup
-from padless.autotune.record import Entry, Record, RecordError, Tiling, decode, encode, key_of
+from padless.autotune.record import Entry, Record, RecordError, Tiling, decode, encode
 from padless.autotune.store import Store
 from padless.engine.contract import Call
 from padless.kernels import attention, linear

@@ -15,6 +15,7 @@ import torch
 from mutations import mutated, with_checksum
 from tuned import H100, H200, attention_call, entry, linear_call, provenance, several, tiling
 
+from padless.autotune.key import key_of
 from padless.autotune.record import (
     LARGEST_FILE,
     MOST_ENTRIES,
@@ -24,7 +25,6 @@ from padless.autotune.record import (
     Tiling,
     decode,
     encode,
-    key_of,
     read_record,
 )
 from padless.engine.errors import PadlessError

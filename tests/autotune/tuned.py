@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from padless.autotune.device import Device, slugify
-from padless.autotune.record import Entry, Provenance, Tiling, key_of
+from padless.autotune.key import key_of
+from padless.autotune.record import Entry, Provenance, Tiling
 from padless.engine.contract import Call
 
 TRITON = "3.6.0"

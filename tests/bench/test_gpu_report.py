@@ -9,20 +9,24 @@ import subprocess
 import sys
 import types
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from padless.autotune.device import Device
+from padless.autotune.entries import KERNELS, entry_of, is_candidate
+from padless.autotune.exchange import read_exchange, record_tree
 from padless.autotune.kernel_hash import kernel_hashes
-from padless.bench.gpu import attention, candidates, correctness, fused, machine, models, profile, sanitizer, store
+from padless.autotune.search import Found
+from padless.bench.gpu import attention, correctness, fused, machine, models, profile, sanitizer, store, tune
 from padless.bench.gpu import report as gpu_report
 from padless.bench.gpu.case import Context
 from padless.bench.gpu.markdown import render
+from padless.bench.gpu.store import Store
 from padless.engine.contract import Call
-from padless.kernels.launch import Config
+from padless.kernels import norm
 
 
 def report(out: Path, *arguments: str, interpret: bool = True) -> subprocess.CompletedProcess[str]:
@@ -45,12 +49,12 @@ def found(dry: Path) -> dict[str, Any]:
     return json.loads((dry / "report.json").read_text())
 
 
-def test_it_leaves_three_files_and_no_partial_one(dry: Path) -> None:
-    assert {file.name for file in dry.iterdir()} == {"report.json", "report.md", "log.txt"}
+def test_it_leaves_its_files_and_no_partial_one(dry: Path) -> None:
+    assert {file.name for file in dry.iterdir()} == {"report.json", "report.md", "log.txt", "configs.json"}
 
 
 def test_every_case_of_every_part_is_sound(found: dict[str, Any]) -> None:
-    assert list(found["parts"]) == ["correctness", "attention", "fused", "models", "candidates"]
+    assert list(found["parts"]) == ["correctness", "attention", "fused", "models", "tune"]
     for part in found["parts"].values():
         assert part["complete"]
         assert part["not_run"] == []
@@ -119,16 +123,47 @@ def test_a_dry_run_shows_no_figure_that_looks_like_a_gpu_s(dry: Path, found: dic
     assert "needs a GPU" in page
 
 
+def test_every_op_is_tuned_and_a_dry_run_has_no_entries(dry: Path, found: dict[str, Any]) -> None:
+    cases = found["parts"]["tune"]["cases"]
+    assert {name.split("/")[0] for name in cases} == set(KERNELS)
+    for name, figures in cases.items():
+        assert (figures["tried"], figures["refused"], figures["best"]) == (1, {}, None), name
+        assert not {"record", "us", "gain", "timed"} & set(figures)
+    tree = json.loads((dry / "configs.json").read_text())
+    assert (tree["records"], tree["note"]) == ([], "no entries: a dry run measures nothing")
+    assert read_exchange(dry / "configs.json", is_candidate) == ([], [])
+
+
+def test_what_part_tune_found_is_beside_the_report_for_import(tmp_path: Path) -> None:
+    """Entries as a GPU would leave them, through the report's own store, to files that serve."""
+    call = Call("norm", "cuda", torch.bfloat16, sm=90, hidden=768)
+    best = norm.CANDIDATES[3]
+    result = Found(call, norm.default_config(call), best, 90.0, 100.0, 1.11, {}, 1, {}, (), "all tried")
+    device = Device("cuda", "NVIDIA H200", "nvidia-h200", 90, 132, frozenset())
+    entry = entry_of(result, device, "580.95.05")
+    assert entry is not None
+    store = Store(tmp_path, {"gpu": "NVIDIA H200", "commit": "abc"}, {}, dry=False)
+    assert not (tmp_path / "configs.json").exists()
+    store.add("tune", "norm/768", {"status": "ok", "shipped": "a", "best": "b", "tried": 1, "refused": {}, "untried": 0,
+                                   "record": record_tree(device.slug, "norm", entry)})  # fmt: skip
+    records, refused = read_exchange(tmp_path / "configs.json", is_candidate)
+    assert ([record.entries for record in records], refused) == ([(entry,)], [])
+    assert entry.provenance.kernel_hash == kernel_hashes()["norm"]
+    assert (entry.provenance.us, entry.provenance.default_us) == (90.0, 100.0)
+
+
 def test_a_second_run_keeps_what_is_there_and_adds_the_missing_part(dry: Path, tmp_path: Path) -> None:
     known = json.loads((dry / "report.json").read_text())
-    known |= {"parts": {"candidates": known["parts"]["candidates"]}, "kernel_hashes": kernel_hashes()}
-    known["parts"]["candidates"]["cases"]["fp32 d16 full"]["reason"] = "kept from the first run"
+    known |= {"parts": {"tune": known["parts"]["tune"]}, "kernel_hashes": kernel_hashes()}
+    cases = known["parts"]["tune"]["cases"]
+    name = next(iter(cases))
+    cases[name]["reason"] = "kept from the first run"
     (tmp_path / "report.json").write_text(json.dumps(known))
-    done = report(tmp_path, "--dry", "--parts", "candidates,profile")
+    done = report(tmp_path, "--dry", "--parts", "tune,profile")
     assert done.returncode == 0, done.stderr
-    assert "candidates: its results are there already" in done.stdout
+    assert "tune: its results are there already" in done.stdout
     parts = json.loads((tmp_path / "report.json").read_text())["parts"]
-    assert parts["candidates"]["cases"]["fp32 d16 full"]["reason"] == "kept from the first run"
+    assert parts["tune"]["cases"][name]["reason"] == "kept from the first run"
     assert {figures["status"] for figures in parts["profile"]["cases"].values()} == {"left out"}
     assert "a dry run" in (tmp_path / "report.md").read_text()
 
@@ -190,31 +225,11 @@ def test_a_wrong_call_ends_in_one_line(
 
 
 @pytest.mark.parametrize("gibibytes", [8, 24, 70])
-@pytest.mark.parametrize("part", [correctness, attention, fused, models, candidates, sanitizer, profile])
+@pytest.mark.parametrize("part", [correctness, attention, fused, models, tune, sanitizer, profile])
 def test_the_cases_of_a_gpu_have_names_of_their_own(part: Any, gibibytes: int) -> None:
     names = [case.name for case in part.cases(Context(torch.device("cpu"), False, gibibytes << 30))]
     assert names
     assert len(set(names)) == len(names)
-
-
-def test_no_tiling_is_tried_twice_or_in_vain() -> None:
-    def of(rows: int, keys: int, *, warps: int = 4, stages: int = 2, **blocks: int) -> Config:
-        return Config.of(warps, stages, 255, BLOCK_M=rows, BLOCK_N=keys, **blocks)
-
-    def asked(sm: int, dtype: torch.dtype = torch.bfloat16, head_dim: int = 64) -> Call:
-        return Call("attention", "cuda", dtype, sm=sm, head_dim=head_dim)
-
-    shipped, twin, tma = of(128, 64), of(128, 64, TMA=0), of(128, 64, TMA=1)
-    other, vast = of(64, 64, TMA=0), of(128, 128, stages=4, TMA=0)
-    everything = [twin, tma, other, replace(other, max_registers=None), vast]
-    tried = candidates.worth_trying
-    assert tried(everything, shipped, asked(90)) == [tma, other, everything[3], vast]
-    assert tried(everything, shipped, asked(80)) == [other, everything[3], vast]
-    # 128 x 128 scores and as many sums are all that 128 threads have; 4 x 2 x 128 rows of 256 bytes are not there.
-    assert vast not in tried(everything, shipped, asked(90, head_dim=128))
-    assert tried(everything, shipped, asked(90, torch.float32, 128)) == [other, everything[3]]
-    assert candidates.label(tma) == "BLOCK_M=128 BLOCK_N=64 TMA=1 warps=4 stages=2 registers=255"
-    assert len({candidates.label(config) for config in (*everything, shipped)}) == 6
 
 
 def test_what_was_measured_reads_as_measured() -> None:

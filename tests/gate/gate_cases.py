@@ -27,7 +27,6 @@ from padless.kernels import (
     decode,
     embed,
     linear,
-    linear_launch,
     mlm_head,
     mobilebert,
     norm,
@@ -35,6 +34,7 @@ from padless.kernels import (
     pool,
     rope,
     trigram,
+    tuned,
 )
 from padless.kernels.launch import Config
 
@@ -298,9 +298,7 @@ def _as_on(target: Target) -> Iterator[None]:
     hip = "6.4" if target.sm is None else None
     with (
         patch.object(torch.version, "hip", hip),
-        patch.object(attention, "_compute_capability", lambda device: target.sm),
-        patch.object(linear_launch, "_compute_capability", lambda device: target.sm),
-        patch.object(mobilebert, "_compute_capability", lambda device: target.sm),
+        patch.object(tuned, "_capability", lambda device: target.sm),
     ):
         yield
 

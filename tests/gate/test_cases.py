@@ -14,6 +14,7 @@ from gate_compile import TARGETS
 from triton.runtime.jit import JITFunction
 
 from padless.kernels import attention
+from padless.kernels.tuned import Tuned
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -77,11 +78,9 @@ def test_launchers_choose_as_they_would_on_that_gpu(monkeypatch: pytest.MonkeyPa
         asked.append(call.sm)
         return original(call)
 
-    monkeypatch.setattr(attention, "default_config", keep)
-    attention._config.cache_clear()
+    monkeypatch.setattr(attention, "TUNED", Tuned(attention.__name__, keep, attention.CANDIDATES))
     for target in TARGETS:
         launches(Case("attention", tuple(SPACES["attention"].usual.items()), target))
-    attention._config.cache_clear()
     assert asked == [80, 86, 89, 90, 100, 120, None]
 
 

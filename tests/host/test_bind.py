@@ -6,6 +6,8 @@ import copy
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import padless
-from padless.engine.contract import Requires
+from padless.autotune.device import Device
+from padless.autotune.key import key_of
+from padless.autotune.lookup import Lookup
+from padless.autotune.record import Entry, Provenance, Record, Tiling, encode
+from padless.autotune.store import Store
+from padless.engine.contract import Call, Requires
 from padless.engine.dispatch import TABLE
 from padless.engine.errors import InputError
 from padless.engine.models.blocks import Block, FeedForward, Projection, SelfAttention, linear_op
@@ -533,6 +540,41 @@ def test_a_kernel_that_cannot_be_started_gives_way_to_the_next_row_once(caplog: 
     # Bound anew, say after a move to another device, the row has another chance.
     op.bind(CPU, torch.float32, backend="auto", deterministic=False)
     assert op.resolution.impl.name == "triton"
+
+
+@pytest.mark.usefixtures("triton_without_its_requirements")
+def test_a_measured_tiling_that_cannot_be_started_gives_way_to_the_default_first(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tuned = pytest.importorskip("padless.kernels.tuned")
+    tuner = import_module("padless.kernels.attention").TUNED
+    gpu = Device("cuda", "NVIDIA H200", "nvidia-h200", 90, 132, frozenset())
+    call = Call("attention", "cuda", torch.float32, head_dim=16, window="full", bias="none")
+    other = next(config for config in tuner.candidates if config != tuner.default(call))
+    tiling = Tiling(tuple(sorted(other.blocks)), other.num_warps, other.num_stages, other.max_registers)
+    measured = Provenance(gpu.name, 132, 90, "2.13.0", "3.7.1", None, "0" * 16, 1.0, 2.0)
+    file = tmp_path / gpu.slug / "attention.json"
+    file.parent.mkdir()
+    file.write_bytes(encode(Record(gpu.slug, "attention", (Entry(key_of(call), tiling, measured),))))
+    lookup = Lookup(Store(None), tmp_path)
+    monkeypatch.setattr(tuned, "process_lookup", lambda: lookup)
+    monkeypatch.setattr(tuned, "identify", lambda device: gpu)
+    tried = []
+    monkeypatch.setattr(tuner, "_known", {})
+    find = tuner._find
+    monkeypatch.setattr(tuner, "_find", lambda call, device: (tried.append(found := find(call, device)), found)[1])
+
+    op = BoundOp("attention", facts={"head_dim": 16, "window": "full", "bias": "none"})
+    op.bind(CPU, torch.float32, backend="auto", deterministic=False)
+    assert op.resolution is not None
+    assert (op.resolution.impl.name, op.resolution.config_source) == ("triton", "shipped nvidia-h200")
+    with caplog.at_level("WARNING", logger="padless"), torch.no_grad():
+        op(*attention_call())
+    sources = [answer.source for answer in tried]
+    # The kernel asked for the measured one, and once that had failed, for its own.
+    assert sources.index("shipped nvidia-h200") < sources.index("default")
+    assert op.resolution.impl.name == "cpu"
+    assert [line for line in caplog.messages if line.startswith("tuned configurations: attention: failed")]
 
 
 @pytest.mark.usefixtures("triton_without_its_requirements")

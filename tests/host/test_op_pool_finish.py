@@ -93,6 +93,18 @@ def test_no_texts_have_no_flags(mode: str) -> None:
     assert finite.shape == (0,)
 
 
+@pytest.mark.parametrize("lengths", [(0, 5, 0, 0, 9, 0), (5, 9, 0, 0), (0, 3), (0, 0)])
+@pytest.mark.parametrize("mode", POOLING_MODES)
+def test_a_text_without_a_token_takes_no_other_text_s_row(mode: str, lengths: tuple[int, ...]) -> None:
+    hidden = torch.randn(sum(lengths), 6, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    edges = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+    rows = pool(hidden, edges, mode=mode)
+    empty = torch.tensor([length == 0 for length in lengths])
+    assert torch.equal(rows[empty], rows.new_full((int(empty.sum()), 6), -torch.inf if mode == "max" else 0.0))
+    there = torch.tensor([0, *(length for length in lengths if length)]).cumsum(0).to(torch.int32)
+    assert torch.equal(rows[~empty], pool(hidden, there, mode=mode))
+
+
 @pytest.mark.parametrize("width", [1, 33, 1024])
 @pytest.mark.parametrize("mode", POOLING_MODES)
 def test_a_normalised_text_has_the_same_bits_among_others(mode: str, width: int) -> None:

@@ -94,6 +94,19 @@ def test_no_texts(mode: str) -> None:
     assert (finite.shape, finite.dtype) == ((0,), torch.bool)
 
 
+@pytest.mark.parametrize("lengths", [(0, 5, 0, 0, 9, 0), (5, 9, 0, 0), (0, 3), (0, 0)])
+@pytest.mark.parametrize("mode", MODES)
+def test_texts_without_a_token(mode: str, lengths: tuple[int, ...]) -> None:
+    """CUDA graphs end their batches with such texts."""
+    hidden = normal(sum(lengths), 33, seed=6, dtype=torch.float32)
+    rows = pool(hidden, cumulated(lengths), mode=mode)
+    empty = torch.tensor([length == 0 for length in lengths])
+    assert torch.equal(rows[empty], torch.full((int(empty.sum()), 33), -torch.inf if mode == "max" else 0.0))
+    there = [length for length in lengths if length]
+    if there:
+        assert torch.equal(rows[~empty], pool(hidden, cumulated(there), mode=mode))
+
+
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("mode", MODES)
 def test_a_skip_of_a_whole_text(mode: str, normalize: bool) -> None:
