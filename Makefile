@@ -5,7 +5,8 @@ QUERY ?= the sun stood still in the sky
 export QUERY
 
 OUT ?= out/gpu-report
-PARTS ?= correctness,attention,fused,tune
+# Of a GPU report; empty is what bench/gpu/report.py calls its default.
+PARTS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -71,7 +72,7 @@ gpu-report: $(if $(DRY),$(DEV_STAMP))  ## are the kernels right and fast on this
 	@python="$(BIN)/python"; \
 	if [ -z "$(DRY)" ] && $(PYTHON) -c 'import torch, triton' 2>/dev/null; then python="$(PYTHON)"; fi; \
 	$(UNSET) $(if $(DRY),TRITON_INTERPRET=1) PYTHONPATH="$(CURDIR)/out/path$${PYTHONPATH:+:$$PYTHONPATH}" \
-	"$$python" -m padless.bench.gpu.report --out "$(OUT)" --parts "$(PARTS)" \
+	"$$python" -m padless.bench.gpu.report --out "$(OUT)" $(if $(PARTS),--parts "$(PARTS)") \
 	$(if $(MINUTES),--minutes $(MINUTES)) $(if $(COMMIT),--commit $(COMMIT)) $(if $(DRY),--dry)
 
 soak: $(DEV_STAMP)  ## the long proofs whose short forms run in make test; summaries belong in docs/soak.md
