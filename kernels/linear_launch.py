@@ -12,15 +12,13 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .launch import Config, launch
 from .linear_forward import linear_kernel
+from .operators import RUN
 from .tuned import Tuned, compute_capability
 
-__all__ = ["RUN", "Normalised", "launch_linear", "shipped_config"]
+__all__ = ["Normalised", "launch_linear", "shipped_config"]
 
 INTERPRETED_PROGRAMS = 3
 """Programs where no GPU says how many it runs at once: more than one, and fewer than tiles, so that all loops run."""
-
-RUN = 64
-"""Columns whose statistics `linear` returns together, unless a tiling is handed in that has other parts."""
 
 
 @dataclass(frozen=True)
@@ -122,8 +120,8 @@ def shipped_config(
 ) -> Config:  # fmt: skip
     """What `tuned` says of these operands; `others` are those that may not be aligned either.
 
-    Where one is not, rows are read number by number: nothing was measured so, and the default knows about it. Statistics
-    are of runs of `RUN` columns, whatever was measured: a compiler knows their shape before it knows the tiling.
+    Where one is not, rows are read number by number: nothing was measured so, and the default knows about it.
+    Statistics are of runs of `RUN` columns, whatever was measured: a tracer knows their shape before the tiling.
     """
     facts: dict[str, Any] = {"inner": x.shape[1], "hidden": weight.shape[0], "epilogue": epilogue, "gated": gated}
     facts |= {"residual": residual, "norm": norm, "rope": rope is not None}
