@@ -163,7 +163,10 @@ def load_workload(name: str, model: Path) -> Workload:
     if name not in WORKLOADS:
         raise InputError(f"workload {name!r}: unknown, expected one of {', '.join(WORKLOADS)}")
     source, build = WORKLOADS[name]
-    count = _token_counter(model)
+    file = model / "tokenizer.json"
+    if not file.is_file():
+        raise InputError(f"{file}: not found; workloads count tokens with it")
+    count = _token_counter(file, file.stat().st_mtime_ns)
     texts = build(count)
     return Workload(name, source, tuple(texts), count(texts), len(texts))
 
@@ -171,10 +174,10 @@ def load_workload(name: str, model: Path) -> Workload:
 TokenCounter = Callable[[list[str]], np.ndarray]
 
 
-def _token_counter(model: Path) -> TokenCounter:
-    file = model / "tokenizer.json"
-    if not file.is_file():
-        raise InputError(f"{file}: not found; workloads count tokens with it")
+@functools.lru_cache(maxsize=8)
+def _token_counter(file: Path, written: int) -> TokenCounter:
+    """One function for each state of a file, so that what is counted with it can be remembered."""
+    del written
     tokenizer = Tokenizer.from_file(str(file))
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -198,10 +201,7 @@ def _without_markup(page: str) -> str:
 def _pieces(targets: np.ndarray, count: TokenCounter) -> list[str]:
     """One run of whole words of the news for each target, of exactly that many tokens, in seeded order."""
     generator = np.random.default_rng(_SEED)
-    words = " ".join(news()).split()
-    specials = int(count([""])[0])
-    # A word-piece tokenizer splits at whitespace first, so the tokens of a run of words are the sum of its words'.
-    ends = np.concatenate([[0], np.cumsum(count(words) - specials)])
+    words, ends, specials = _counted_words(count)
     texts = []
     for target in generator.permutation(targets):
         wanted = ends + (target - specials)
@@ -210,6 +210,15 @@ def _pieces(targets: np.ndarray, count: TokenCounter) -> list[str]:
         start = int(generator.choice(starts))
         texts.append(" ".join(words[start : stops[start]]))
     return texts
+
+
+@functools.lru_cache(maxsize=8)
+def _counted_words(count: TokenCounter) -> tuple[list[str], np.ndarray, int]:
+    """The words of the news, the tokens before each of them and after all, and the special tokens of a text."""
+    words = " ".join(news()).split()
+    specials = int(count([""])[0])
+    # A word-piece tokenizer splits at whitespace first, so the tokens of a run of words are the sum of its words'.
+    return words, np.concatenate([[0], np.cumsum(count(words) - specials)]), specials
 
 
 def _mixed(count: TokenCounter, *, texts: int = 512, longest: int = 256, power: float = 1.0) -> list[str]:

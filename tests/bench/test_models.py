@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -207,9 +208,9 @@ def test_a_system_whose_vectors_differ_keeps_its_line_with_its_cosine_and_no_fig
     # The transformers peer pools by the mean; this folder asks for the first token, so it must be caught.
     model = asking_for_the_first_token(small_model("bert"), tmp_path / "model")
     json_file, csv_file, markdown_file = (tmp_path / f"report.{suffix}" for suffix in ("json", "csv", "md"))
-    files = {"json_path": json_file, "csv_path": csv_file, "markdown_path": markdown_file}
-    options = {"dtypes": ("float32",), "peers": ("transformers",), "threads": 1, "repeats": 1}
-    run(model=model, workload="tiny", **options, **files)
+    options: dict[str, Any] = {"dtypes": ("float32",), "peers": ("transformers",), "threads": 1, "repeats": 1}
+    options |= {"json_path": json_file, "csv_path": csv_file, "markdown_path": markdown_file}
+    run(model=model, workload="tiny", **options)
     (entry,) = json.loads(json_file.read_text(encoding="utf-8"))["models"]
     assert [system["system"] for system in entry["systems"]] == ["sentence-transformers", "padless"]
     reason = entry["failed"]["transformers float32"]
@@ -259,7 +260,7 @@ def test_what_was_timed_is_checked_as_well(small_model: Callable[[str], Path], t
 
 def test_latency_is_of_each_text_in_a_call_of_its_own(small_model: Callable[[str], Path], tmp_path: Path) -> None:
     file = tmp_path / "report.json"
-    options = {"dtypes": ("float32",), "peers": (), "threads": 1, "repeats": 2}
+    options: dict[str, Any] = {"dtypes": ("float32",), "peers": (), "threads": 1, "repeats": 2}
     run(model=small_model("mt5"), workload="latency", tokens=500, json_path=file, **options)
     (entry,) = json.loads(file.read_text(encoding="utf-8"))["models"]
     texts = entry["workload"]["texts"]
@@ -274,7 +275,8 @@ def test_latency_is_of_each_text_in_a_call_of_its_own(small_model: Callable[[str
 def test_mobilebert_is_set_against_bert_only_by_systems_that_are_right_for_both(
     small_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    options = {"workload": "tiny", "tokens": 300, "dtypes": ("float32", "int8"), "threads": 1, "repeats": 2}
+    options: dict[str, Any] = {"workload": "tiny", "tokens": 300, "dtypes": ("float32", "int8")}
+    options |= {"threads": 1, "repeats": 2}
     found = against_bert(small_model("mobilebert"), small_model("bert"), **options)
     assert (list(found.ratios), found.failed) == (["padless float32", "transformers float32"], {})
     (sentence,) = found.sentences()

@@ -112,9 +112,9 @@ def test_a_cut_has_fewer_texts_of_the_same_distribution(workloads: dict[str, Wor
     if name != "one_long_many_short":
         quantiles = [0.25, 0.5, 0.75]
         np.testing.assert_allclose(np.quantile(cut.lengths, quantiles), np.quantile(whole.lengths, quantiles), rtol=0.1)
-    # Sorted batches hold as much padding as in the whole workload, so that a cut is unfair to nobody.
-    factors = [padding_factor(np.sort(each.lengths), each.batch_size) for each in (whole, cut)]
-    assert factors[0] == pytest.approx(factors[1], rel=0.1)
+        # Sorted batches hold as much padding as in the whole workload, so that a cut is unfair to nobody.
+        factors = [padding_factor(np.sort(each.lengths), each.batch_size) for each in (whole, cut)]
+        assert factors[0] == pytest.approx(factors[1], rel=0.1)
 
 
 def test_a_cut_counts_what_the_model_keeps_and_leaves_small_workloads_whole(workloads: dict[str, Workload]) -> None:
