@@ -95,13 +95,13 @@ launches: $(DEV_STAMP)  ## write docs/launches.md: kernels and bytes of a layer,
 	$(UNSET) $(BIN)/python -m padless.bench.launches --out docs/launches.md
 
 scaling: $(DEV_STAMP)  ## write docs/scaling.md: what jobs cost, from the cost model and what was measured on a CPU
-	$(UNSET) $(BIN)/python -m padless.bench.scaling --out docs/scaling.md
+	$(UNSET) $(BIN)/python -m padless.bench.scaling.page --out docs/scaling.md
 
 bench: $(DEV_STAMP)  ## tokens/s on this machine's CPU against sentence-transformers and OpenVINO
 	$(UNSET) HF_HUB_OFFLINE=1 $(BIN)/python -m padless bench models --device cpu $(BENCH)
 
 results-index: $(DEV_STAMP)  ## write bench/results/README.md: what each committed report says, and which are stale
-	$(UNSET) $(BIN)/python -m padless.bench.results_index
+	$(UNSET) $(BIN)/python -m padless.bench.reports.index
 
 clean:  ## remove .venv, caches and what the demo wrote
 	rm -rf $(VENV) out build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks

@@ -21,10 +21,10 @@ import numpy as np
 import torch
 
 from ...engine.errors import InputError
+from ..gemm import GemmCeiling, gemm_ceiling
 from ..timing import Spread, interleave, ratio, spread
 from ..workloads import Workload, load_workload
 from .check import Check, check_vectors
-from .gemm import GemmCeiling, gemm_ceiling
 from .products import mean_flops, products, read_config
 from .system import Job, System, max_length
 from .systems import BASELINE

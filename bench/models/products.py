@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +11,9 @@ import numpy as np
 from ...engine.config import CONFIG_NAME, model_type
 from ...engine.models import family_class
 from ..cost import flops_per_token, steps
+from ..gemm import Product
 
-__all__ = ["Product", "mean_flops", "products", "read_config"]
-
-
-@dataclass(frozen=True)
-class Product:
-    """One kind of linear layer: `[tokens, inputs]` to `[tokens, outputs]`.
-
-    Attributes:
-        name: what it does, and its sizes.
-        inputs: channels.
-        outputs: channels.
-        count: how often the model has it.
-    """
-
-    name: str
-    inputs: int
-    outputs: int
-    count: int
-
-    @property
-    def flops(self) -> int:
-        """Of one token through all of them."""
-        return 2 * self.inputs * self.outputs * self.count
+__all__ = ["mean_flops", "products", "read_config"]
 
 
 def read_config(folder: Path) -> Any:

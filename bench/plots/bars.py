@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..report_rows import MICROSECONDS, OURS, Row
+from ..reports.rows import MICROSECONDS, OURS, Row
 from ..timing import Spread
 from .style import BEHIND, INK, colours, labelled, new_figure, plain
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...engine.errors import InputError
-from ..report_file import read_report
+from ..reports.report import read_report
 
 __all__ = ["check_plotting", "plot_report", "plot_tree"]
 
@@ -31,7 +31,7 @@ def plot_tree(report: dict[str, Any], folder: Path) -> list[Path]:
     """Draw a report.
 
     Args:
-        report: of a kind and schema in `report_file.KINDS`.
+        report: of a kind and schema in `reports/report.py`.
         folder: for the PNG.
 
     Raises:

@@ -17,9 +17,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ...engine.errors import InputError
-from ..fields import Node
-from ..report_file import Report, check_report
-from ..report_rows import OURS, Row, rows_of
+from ..reports.fields import Node
+from ..reports.report import Report, check_report
+from ..reports.rows import OURS, Row, rows_of
 from .bars import Group, bars, group_rows, pages, shortened
 from .jobs import Job, jobs
 from .lengths import families, lengths
@@ -39,7 +39,7 @@ def draw(report: dict[str, Any], folder: Path) -> list[Path]:
     """Draw a report into `folder`, which is made if it is not there.
 
     Args:
-        report: of a kind and schema in `report_file.KINDS`.
+        report: of a kind and schema in `reports/report.py`.
         folder: where the PNG go; those of the same names are replaced.
 
     Returns:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from ..report_rows import OURS
+from ..reports.rows import OURS
 from .style import GREY, INK, colours, labelled, new_figure, plain
 
 __all__ = ["Job", "jobs"]

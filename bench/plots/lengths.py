@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from ..report_rows import MICROSECONDS, OURS, Row
+from ..reports.rows import MICROSECONDS, OURS, Row
 from .style import MARKERS, colours, labelled, new_figure, plain
 
 __all__ = ["Family", "families", "lengths"]

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..report_rows import OURS
+from ..reports.rows import OURS
 from .style import GREY, INK, OURS_COLOUR, colours, labelled, new_figure, plain
 
 __all__ = ["BATCH", "padded_lengths", "padding"]

@@ -14,8 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ..report_file import Report
-from ..report_rows import OURS
+from ..reports.report import Report
+from ..reports.rows import OURS
 
 __all__ = [
     "BEHIND",

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from padless.bench.compare import Change, compare, parse_threshold, run
 from padless.bench.gpu import decode, fused
-from padless.bench.report_file import check_report, read_report
-from padless.bench.report_rows import BOUNDS, rows_of
+from padless.bench.reports.compare import Change, compare, parse_threshold, run
+from padless.bench.reports.report import check_report, read_report
+from padless.bench.reports.rows import BOUNDS, rows_of
 from padless.engine.errors import InputError, OptionError
 
 Tree = dict[str, Any]

@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from padless.bench.job_systems import MODEL_ONLY, SCRIPT, SYSTEMS, JobSystem, run_system
-from padless.bench.jobs import run
-from padless.bench.report_file import check_report
-from padless.bench.report_rows import rows_of
+from padless.bench.jobs.run import run
+from padless.bench.jobs.systems import MODEL_ONLY, SCRIPT, SYSTEMS, JobSystem, run_system
+from padless.bench.reports.report import check_report
+from padless.bench.reports.rows import rows_of
 from padless.bench.workloads import default_model, verses
 from padless.engine.errors import InputError, JobError, OptionError
 
@@ -81,7 +81,7 @@ def test_memory_is_of_the_process_and_not_of_its_parent(report: dict[str, Any], 
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > 200 << 10
     out = tmp_path / "out.json"
     command = "x = b'1' * (50 << 20)"
-    line = [sys.executable, "-m", "padless.bench.process", str(out), sys.executable, "-c", command]
+    line = [sys.executable, "-m", "padless.bench.jobs.process", str(out), sys.executable, "-c", command]
     assert subprocess.run(line, check=False).returncode == 0
     facts = json.loads(out.read_text())
     assert 50 < facts["peak_rss_mib"] < 100

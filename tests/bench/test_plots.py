@@ -26,7 +26,7 @@ from padless.bench.plots.labels import overlaps
 from padless.bench.plots.padding import padded_lengths
 from padless.bench.plots.roofline import Point, roofline
 from padless.bench.plots.style import OURS_COLOUR, colours
-from padless.bench.report_file import check_report
+from padless.bench.reports.report import check_report
 from padless.engine.errors import InputError
 
 Tree = dict[str, Any]

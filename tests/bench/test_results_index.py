@@ -12,7 +12,7 @@ import pytest
 
 from padless.autotune.kernel_hash import kernel_hashes
 from padless.autotune.record import Entry, Provenance, Record, RecordError, Tiling, encode
-from padless.bench.results_index import INDEX, RESULTS, SHIPPED, render
+from padless.bench.reports.index import INDEX, RESULTS, SHIPPED, render
 from padless.engine.errors import InputError
 
 Tree = dict[str, Any]

@@ -23,7 +23,7 @@ def compare(
     A change counts where the median moved by more than the threshold and the spreads, p20 to p80, do not touch. What
     became slower stands first; above it whatever else differs: machine, versions, commit, kernels.
     """
-    from ....bench.compare import run
+    from ....bench.reports.compare import run
 
     code = run(old, new, threshold, fail_on_slower)
     if code:

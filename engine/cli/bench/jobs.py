@@ -27,6 +27,6 @@ def jobs(
     sentence-transformers, on the CPU, each in a process of its own and in turns. Whose vectors differ gets a reason and
     no number. Overhead is what the job takes for each second of its model.
     """
-    from ....bench.jobs import run
+    from ....bench.jobs.run import run
 
     run(rows, dtype, repeats, model, json, csv, plot)

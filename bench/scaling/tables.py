@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ..engine.models.bert import BertConfig
-from .cost import attention_flops_per_token, bytes_per_token, flops_per_token, parameters
+from ...engine.models.bert import BertConfig
+from ..cost import attention_flops_per_token, bytes_per_token, flops_per_token, parameters
 from .job_cost import DOCUMENTS, HOST, MODELS, VECTOR_BYTES, Documents, Host, Job, Model, Tokenisation, job
 from .roofline import Device, Figure, ideal_seconds, practical_seconds, tokens_per_second
 

@@ -14,9 +14,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..engine.config import ModelConfig
-from ..engine.errors import OptionError
-from .cost import (
+from ...engine.config import ModelConfig
+from ...engine.errors import OptionError
+from ..cost import (
     ELEMENT,
     Step,
     attention_flops_per_token,

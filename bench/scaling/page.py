@@ -1,6 +1,6 @@
 """`docs/scaling.md`: what jobs cost, from the cost model and two measurements on a CPU.
 
-python -m padless.bench.scaling --out docs/scaling.md [--price 3]
+python -m padless.bench.scaling.page --out docs/scaling.md [--price 3]
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from statistics import median
 from textwrap import TextWrapper
 from typing import Any
 
-from ..engine.errors import InputError, PadlessError
+from ...engine.errors import InputError, PadlessError
 from .job_cost import DOCUMENTS, DOCUMENTS_A_SHARD, HOST, MODELS, Documents, Job, Model, read_tokenisation
 from .roofline import H200, attention_crossover, tokens_per_second
-from .scaling_tables import Tables, listed
-from .scaling_text import PAGE
+from .tables import Tables, listed
+from .text import PAGE
 
 __all__ = ["PRICE", "main", "page"]
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "bench" / "results" / "amd-epyc"
 
 PRICE = 3.0
@@ -204,7 +204,7 @@ _WRAPPERS = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the page, or show it."""
-    parser = argparse.ArgumentParser(prog="python -m padless.bench.scaling", description="What a job costs.")
+    parser = argparse.ArgumentParser(prog="python -m padless.bench.scaling.page", description="What a job costs.")
     parser.add_argument("--out", type=Path, help="file to write to")
     parser.add_argument("--price", type=float, default=PRICE, help="dollars a GPU-hour")
     given = parser.parse_args(arguments)

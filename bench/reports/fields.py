@@ -10,8 +10,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ..engine.errors import InputError
-from .timing import Spread
+from ...engine.errors import InputError
+from ..timing import Spread
 
 __all__ = ["Node"]
 

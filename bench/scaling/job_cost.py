@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..engine.config import ModelConfig
-from ..engine.errors import InputError
-from ..engine.models.bert import BertConfig
-from ..engine.models.megatron_bert import MegatronBertConfig
-from ..engine.models.mobilebert_config import MobileBertConfig
-from ..engine.models.modernbert_config import ModernBertConfig
-from ..engine.models.mt5 import MT5Config
+from ...engine.config import ModelConfig
+from ...engine.errors import InputError
+from ...engine.models.bert import BertConfig
+from ...engine.models.megatron_bert import MegatronBertConfig
+from ...engine.models.mobilebert_config import MobileBertConfig
+from ...engine.models.modernbert_config import ModernBertConfig
+from ...engine.models.mt5 import MT5Config
 from .roofline import Device, Figure, tokens_per_second
 
 __all__ = [
@@ -172,7 +172,7 @@ def read_tokenisation(file: Path) -> Tokenisation:
             for field in ("tokens_per_core_second", "serial_tokens_per_second")
         ]
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{file}: expected a report of padless.bench.tokenisation ({error!r})") from None
+        raise InputError(f"{file}: expected a report of padless.bench.scaling.tokenisation ({error!r})") from None
     return Tokenisation(found[0], found[1], report)
 
 

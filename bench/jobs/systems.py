@@ -2,7 +2,7 @@
 
 padless                the command a user types: `padless embed`
 padless, model only    the same texts, tokenised before, through the model: what nothing around it can beat
-sentence-transformers  the script most people write (`job_script.py`)
+sentence-transformers  the script most people write (`script.py`)
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from ..engine.errors import JobError
-from .machine import versions
+from ...engine.errors import JobError
+from ..machine import versions
 
 __all__ = ["MODEL_ONLY", "SCRIPT", "SYSTEMS", "JobRun", "JobSystem", "run_system"]
 
@@ -83,7 +83,7 @@ def run_system(name: str, source: Path, folder: Path, model: Path, dtype: str) -
     system = SYSTEMS[name]
     folder.mkdir(parents=True, exist_ok=True)
     outside = folder / "process.json"
-    command = [sys.executable, "-m", "padless.bench.process", str(outside)]
+    command = [sys.executable, "-m", "padless.bench.jobs.process", str(outside)]
     done = subprocess.run(
         [*command, *system.command(source, folder, model, dtype)], capture_output=True, text=True, check=False
     )
@@ -100,7 +100,7 @@ def run_system(name: str, source: Path, folder: Path, model: Path, dtype: str) -
 def _module(name: str, target: str) -> Callable[[Path, Path, Path, str], list[str]]:
     """A command of our own with five arguments."""
     return lambda source, folder, model, dtype: [
-        sys.executable, "-m", f"padless.bench.{name}",
+        sys.executable, "-m", f"padless.bench.jobs.{name}",
         str(source), str(folder / target), str(model), dtype, str(folder / "facts.json"),
     ]  # fmt: skip
 
@@ -135,13 +135,13 @@ def _read(path: Path) -> dict[str, Any]:
 
 SYSTEMS: dict[str, JobSystem] = {
     SCRIPT: JobSystem(
-        _module("job_script", "vectors.parquet"),
+        _module("script", "vectors.parquet"),
         "facts.json",
         lambda folder: _column(pq.read_table(folder / "vectors.parquet")),
         ("sentence-transformers", "transformers", "torch"),
     ),
     MODEL_ONLY: JobSystem(
-        _module("job_model", "vectors.npy"), "facts.json", lambda folder: np.load(folder / "vectors.npy"), ("torch",)
+        _module("model_only", "vectors.npy"), "facts.json", lambda folder: np.load(folder / "vectors.npy"), ("torch",)
     ),
     "padless": JobSystem(_embed, "out/summary.json", _shards, ("torch", "pyarrow")),
 }

@@ -11,10 +11,31 @@ from typing import Any
 
 import torch
 
-from ..timing import spread, time_call
-from .products import Product
+from .timing import spread, time_call
 
-__all__ = ["GemmCeiling", "gemm_ceiling"]
+__all__ = ["GemmCeiling", "Product", "gemm_ceiling"]
+
+
+@dataclass(frozen=True)
+class Product:
+    """One kind of linear layer: `[tokens, inputs]` to `[tokens, outputs]`.
+
+    Attributes:
+        name: what it does, and its sizes.
+        inputs: channels.
+        outputs: channels.
+        count: how often the model has it.
+    """
+
+    name: str
+    inputs: int
+    outputs: int
+    count: int
+
+    @property
+    def flops(self) -> int:
+        """Of one token through all of them."""
+        return 2 * self.inputs * self.outputs * self.count
 
 
 @dataclass(frozen=True)
@@ -44,7 +65,7 @@ def gemm_ceiling(
 
     Args:
         dtype: torch.float32 or torch.bfloat16.
-        products: what `products` returns.
+        products: those of the model.
         tokens: rows of each product.
         repeats: timed calls of each product; the median counts.
     """

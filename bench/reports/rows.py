@@ -6,10 +6,10 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from ..engine.errors import InputError
+from ...engine.errors import InputError
+from ..timing import Spread
 from .fields import Node
-from .report_file import Report
-from .timing import Spread
+from .report import Report
 
 __all__ = ["BOUNDS", "MICROSECONDS", "OURS", "Row", "missing_of", "rows_of"]
 

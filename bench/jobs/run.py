@@ -20,13 +20,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from ..engine.errors import InputError, JobError, OptionError
-from .job_systems import MODEL_ONLY, SCRIPT, SYSTEMS, JobRun, run_system
-from .machine import describe
-from .models.check import Check, check_vectors
-from .report_rows import OURS
-from .timing import ratio, spread
-from .workloads import default_model, verses
+from ...engine.errors import InputError, JobError, OptionError
+from ..machine import describe
+from ..models.check import Check, check_vectors
+from ..reports.rows import OURS
+from ..timing import ratio, spread
+from ..workloads import default_model, verses
+from .systems import MODEL_ONLY, SCRIPT, SYSTEMS, JobRun, run_system
 
 __all__ = ["run"]
 
@@ -43,7 +43,7 @@ def run(
     csv_path: Path | None = None,
     plot_folder: Path | None = None,
 ) -> None:
-    """Check, time and print the systems of `job_systems.SYSTEMS` on the first `rows` verses.
+    """Check, time and print the systems of `systems.SYSTEMS` on the first `rows` verses.
 
     Args:
         rows: of the input file.
@@ -69,7 +69,7 @@ def run(
         if path is not None and not path.absolute().parent.is_dir():
             raise InputError(f"{path}: cannot be written, there is no folder {path.parent}")
     if plot_folder is not None:
-        from .plots.command import check_plotting
+        from ..plots.command import check_plotting
 
         check_plotting()
     if importlib.util.find_spec("sentence_transformers") is None:
@@ -106,7 +106,7 @@ def run(
     print(_table(report))
     _write(report, json_path, csv_path)
     if plot_folder is not None:
-        from .plots.command import plot_tree
+        from ..plots.command import plot_tree
 
         for file in plot_tree(report, plot_folder):
             print(file)

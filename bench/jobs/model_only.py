@@ -1,6 +1,6 @@
 """The model's share of a job: the same texts, already in memory and tokenised, through the same batches to vectors.
 
-    python -m padless.bench.job_model IN.parquet OUT.npy MODEL DTYPE FACTS.json
+    python -m padless.bench.jobs.model_only IN.parquet OUT.npy MODEL DTYPE FACTS.json
 
 What `padless embed` takes beyond these seconds is its overhead: reading, tokenising, writing, and what of them the
 model waits for. FACTS.json gets {"seconds", "tokens"}: packing, the model, the vectors in the rows' order.
@@ -18,10 +18,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from ..engine.batch import TokenizedTexts, pack, plan_batches
-from ..engine.jobs.windows import WINDOW_ROWS
-from ..engine.loading import load
-from ..engine.prefetch import Workers
+from ...engine.batch import TokenizedTexts, pack, plan_batches
+from ...engine.jobs.windows import WINDOW_ROWS
+from ...engine.loading import load
+from ...engine.prefetch import Workers
 
 
 def main(source: str, target: str, model: str, dtype: str, facts: str) -> None:

@@ -1,6 +1,6 @@
 """The index of the committed results, bench/results/README.md: what each says in one figure, and whether it is stale.
 
-    make results-index     (python -m padless.bench.results_index)
+    make results-index     (python -m padless.bench.reports.index)
 
 A result carries the hashes of the kernels it was made with. Where one is no longer that of the kernel's source, the
 result is marked stale: its figures are of code that is gone. Tuned configurations are listed beside them; for those an
@@ -14,15 +14,15 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from ..autotune.kernel_hash import kernel_hashes
-from ..autotune.record import read_record
-from ..engine.errors import PadlessError
-from .report_file import Report, read_report
-from .report_rows import OURS, Row, rows_of
+from ...autotune.kernel_hash import kernel_hashes
+from ...autotune.record import read_record
+from ...engine.errors import PadlessError
+from .report import Report, read_report
+from .rows import OURS, Row, rows_of
 
 __all__ = ["INDEX", "RESULTS", "SHIPPED", "main", "render"]
 
-RESULTS = Path(__file__).resolve().parent / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "results"
 INDEX = RESULTS / "README.md"
 SHIPPED = RESULTS.parent.parent / "autotune" / "configs"
 

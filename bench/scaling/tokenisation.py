@@ -1,7 +1,7 @@
 """How many tokens a second a core turns texts into: the `tokenizers` library as padless calls it, and what is done
 around it by one thread of each process.
 
-    python -m padless.bench.tokenisation --json bench/results/amd-epyc/tokenisation.json
+    python -m padless.bench.scaling.tokenisation --json bench/results/amd-epyc/tokenisation.json
 
 Each number of threads is measured in a process of its own, since the library starts its threads once. Beside the wall
 clock stands the CPU time, which others on the machine disturb less. Two tokenizers are measured:
@@ -28,14 +28,14 @@ from typing import Any
 
 from tokenizers import trainers
 
-from ..engine.batch import TokenizedTexts, pack, plan_batches
-from ..engine.errors import OptionError, PadlessError
-from ..engine.tokenization.auto import tokenizer_of
-from ..engine.tokenizer import Tokenizer
-from ..engine.tokenizer_files import read_tokenizer_folder
-from .machine import describe, versions
-from .timing import spread
-from .workloads import articles, default_model, news, package_path, verses
+from ...engine.batch import TokenizedTexts, pack, plan_batches
+from ...engine.errors import OptionError, PadlessError
+from ...engine.tokenization.auto import tokenizer_of
+from ...engine.tokenizer import Tokenizer
+from ...engine.tokenizer_files import read_tokenizer_folder
+from ..machine import describe, versions
+from ..timing import spread
+from ..workloads import articles, default_model, news, package_path, verses
 
 __all__ = ["CORPORA", "Rate", "measure", "measure_here", "run"]
 
@@ -170,7 +170,7 @@ def run(threads: Sequence[int], repeats: int = 5, most: int = MOST_TEXTS) -> dic
 
 
 def _in_a_process(threads: int, repeats: int, most: int) -> list[dict[str, Any]]:
-    command = [sys.executable, "-m", "padless.bench.tokenisation", "--here", "--threads", str(threads)]
+    command = [sys.executable, "-m", "padless.bench.scaling.tokenisation", "--here", "--threads", str(threads)]
     command += ["--repeats", str(repeats), "--texts", str(most)]
     environment = {**os.environ, "RAYON_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "true"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -212,7 +212,9 @@ def _printed(report: Mapping[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, show, and write."""
-    parser = argparse.ArgumentParser(prog="python -m padless.bench.tokenisation", description="Tokens a second a core.")
+    parser = argparse.ArgumentParser(
+        prog="python -m padless.bench.scaling.tokenisation", description="Tokens a second a core."
+    )
     parser.add_argument("--threads", default="1,2", help="comma-separated numbers of threads")
     parser.add_argument("--repeats", type=int, default=5, help="rounds of each")
     parser.add_argument("--texts", type=int, default=MOST_TEXTS, help="most texts of each corpus")

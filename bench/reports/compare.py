@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..engine.errors import InputError, OptionError
-from .report_file import Report, read_report
-from .report_rows import MICROSECONDS, Row, missing_of, rows_of
-from .timing import Spread
+from ...engine.errors import InputError, OptionError
+from ..timing import Spread
+from .report import Report, read_report
+from .rows import MICROSECONDS, Row, missing_of, rows_of
 
 __all__ = ["Change", "Comparison", "compare", "parse_threshold", "run"]
 

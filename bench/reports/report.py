@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..engine.errors import InputError
+from ...engine.errors import InputError
 from .fields import Node
 
 __all__ = ["KINDS", "Report", "check_report", "read_report"]

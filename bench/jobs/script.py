@@ -1,6 +1,6 @@
 """The script most people write: read Parquet, encode with sentence-transformers, write Parquet. `bench jobs` runs it.
 
-    python -m padless.bench.job_script IN.parquet OUT.parquet MODEL DTYPE FACTS.json
+    python -m padless.bench.jobs.script IN.parquet OUT.parquet MODEL DTYPE FACTS.json
 
 FACTS.json gets {"seconds"}: from before the file is read until the vectors are written; imports and loading are not in.
 """
