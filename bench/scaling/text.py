@@ -72,10 +72,10 @@ on a host of {gpu_cores} cores and on one of {few_cores}; in brackets what is wa
 ## Where tokenisation is the bottleneck
 
 Measured by `python -m padless.bench.scaling.tokenisation` with tokenizers {tokenizers_version} at commit {commit},
-thousand tokens/s. *A core* counts CPU time, which others on the machine disturb less than the clock. *Python* is the one thread
-of a process that puts ids into arrays and plans and packs batches. *unigram* is sentencepiece's algorithm with
-{pieces} pieces learnt from these texts; it stands for mT5, whose own pieces were not at hand, and *wordpiece* for
-ModernBERT's BPE. Cores of other machines are faster or slower: run it there.{disturbed}
+thousand tokens/s. *A core* counts CPU time, which others on the machine disturb less than the clock. *Python* is the
+one thread of a process that puts ids into arrays and plans and packs batches. *unigram* is sentencepiece's algorithm
+with {pieces} pieces learnt from these texts; it stands for mT5, whose own pieces were not at hand, and *wordpiece*
+for ModernBERT's BPE. Cores of other machines are faster or slower: run it there.{disturbed}
 
 {tokenisation_table}
 
