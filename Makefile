@@ -43,9 +43,10 @@ demo: $(RUN_STAMP)  ## embed 24,408 verses with real MiniLM weights, then search
 	@$(BIN)/python docs/examples/embed_corpus.py --query "$$QUERY"
 
 # Three groups: an interpreted kernel cannot be compiled in the same process, and TRITON_INTERPRET is read when triton is
-# imported. Interpreted kernels use one CPU each, so that group has a process for each CPU. tests/conftest.py ends a group at once where the variable is not as that group needs it.
+# imported; tests/conftest.py ends a group at once where the variable is not as that group needs it. The first two have a
+# process for each CPU, the third compiles in as many.
 test: $(DEV_STAMP)  ## all tests, in three groups: host and models, interpreted kernels, compile gate
-	$(UNSET) $(PYTEST) tests --ignore=tests/kernels --ignore=tests/gate
+	$(UNSET) $(BIN)/python tests/shards.py tests --ignore=tests/kernels --ignore=tests/gate --whole-files
 	TRITON_INTERPRET=1 $(BIN)/python tests/shards.py tests/kernels
 	$(UNSET) $(PYTEST) tests/gate
 
