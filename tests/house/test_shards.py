@@ -35,7 +35,8 @@ def test_whole_files_are_in_one_share_each(tmp_path: Path) -> None:
     folder.mkdir()
     try:
         for name, size in sizes.items():
-            body = f"import pytest\n\n\n@pytest.mark.parametrize('n', range({size}))\ndef test_n(n: int) -> None:\n    pass\n"
+            marked = f"@pytest.mark.parametrize('n', range({size}))"
+            body = f"import pytest\n\n\n{marked}\ndef test_n(n: int) -> None:\n    pass\n"
             (folder / f"test_{name}.py").write_text(body)
         shares = [_files(folder, f"--shard={number}/2", "--whole-files") for number in range(2)]
     finally:
