@@ -5,7 +5,8 @@ QUERY ?= the sun stood still in the sky
 export QUERY
 
 OUT ?= out/gpu-report
-PARTS ?= correctness,attention,fused,candidates
+# Of a GPU report; empty is what bench/gpu/report.py calls its default.
+PARTS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -18,10 +19,10 @@ RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test kernels mutants gate gate-golden gate-all gpu-report soak parity lint format launches scaling bench clean
+.PHONY: help demo test kernels mutants gate gate-golden gate-all gpu-report soak parity lint format launches scaling bench results-index clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(RUN_STAMP): pyproject.toml constraints.txt docs/examples/requirements.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("padless needs Python 3.11 or newer, found %d.%d; name one: make PYTHON=python3.12 ..." % sys.version_info[:2])'
@@ -42,9 +43,10 @@ demo: $(RUN_STAMP)  ## embed 24,408 verses with real MiniLM weights, then search
 	@$(BIN)/python docs/examples/embed_corpus.py --query "$$QUERY"
 
 # Three groups: an interpreted kernel cannot be compiled in the same process, and TRITON_INTERPRET is read when triton is
-# imported. Interpreted kernels use one CPU each, so that group has a process for each CPU. tests/conftest.py ends a group at once where the variable is not as that group needs it.
+# imported; tests/conftest.py ends a group at once where the variable is not as that group needs it. The first two have a
+# process for each CPU, the third compiles in as many.
 test: $(DEV_STAMP)  ## all tests, in three groups: host and models, interpreted kernels, compile gate
-	$(UNSET) $(PYTEST) tests --ignore=tests/kernels --ignore=tests/gate
+	$(UNSET) $(BIN)/python tests/shards.py tests --ignore=tests/kernels --ignore=tests/gate --whole-files
 	TRITON_INTERPRET=1 $(BIN)/python tests/shards.py tests/kernels
 	$(UNSET) $(PYTEST) tests/gate
 
@@ -71,7 +73,7 @@ gpu-report: $(if $(DRY),$(DEV_STAMP))  ## are the kernels right and fast on this
 	@python="$(BIN)/python"; \
 	if [ -z "$(DRY)" ] && $(PYTHON) -c 'import torch, triton' 2>/dev/null; then python="$(PYTHON)"; fi; \
 	$(UNSET) $(if $(DRY),TRITON_INTERPRET=1) PYTHONPATH="$(CURDIR)/out/path$${PYTHONPATH:+:$$PYTHONPATH}" \
-	"$$python" -m padless.bench.gpu.report --out "$(OUT)" --parts "$(PARTS)" \
+	"$$python" -m padless.bench.gpu.report --out "$(OUT)" $(if $(PARTS),--parts "$(PARTS)") \
 	$(if $(MINUTES),--minutes $(MINUTES)) $(if $(COMMIT),--commit $(COMMIT)) $(if $(DRY),--dry)
 
 soak: $(DEV_STAMP)  ## the long proofs whose short forms run in make test; summaries belong in docs/soak.md
@@ -94,10 +96,13 @@ launches: $(DEV_STAMP)  ## write docs/launches.md: kernels and bytes of a layer,
 	$(UNSET) $(BIN)/python -m padless.bench.launches --out docs/launches.md
 
 scaling: $(DEV_STAMP)  ## write docs/scaling.md: what jobs cost, from the cost model and what was measured on a CPU
-	$(UNSET) $(BIN)/python -m padless.bench.scaling --out docs/scaling.md
+	$(UNSET) $(BIN)/python -m padless.bench.scaling.page --out docs/scaling.md
 
 bench: $(DEV_STAMP)  ## tokens/s on this machine's CPU against sentence-transformers and OpenVINO
 	$(UNSET) HF_HUB_OFFLINE=1 $(BIN)/python -m padless bench models --device cpu $(BENCH)
+
+results-index: $(DEV_STAMP)  ## write bench/results/README.md: what each committed report says, and which are stale
+	$(UNSET) $(BIN)/python -m padless.bench.reports.index
 
 clean:  ## remove .venv, caches and what the demo wrote
 	rm -rf $(VENV) out build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks

@@ -5,6 +5,7 @@ Weights are packed once by oneDNN, as the tuned CPU rows pack them; that is the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,18 +13,40 @@ import torch
 
 from .timing import spread, time_call
 
-__all__ = ["GemmCeiling", "gemm_ceiling"]
+__all__ = ["GemmCeiling", "Product", "gemm_ceiling"]
+
+
+@dataclass(frozen=True)
+class Product:
+    """One kind of linear layer: `[tokens, inputs]` to `[tokens, outputs]`.
+
+    Attributes:
+        name: what it does, and its sizes.
+        inputs: channels.
+        outputs: channels.
+        count: how often the model has it.
+    """
+
+    name: str
+    inputs: int
+    outputs: int
+    count: int
+
+    @property
+    def flops(self) -> int:
+        """Of one token through all of them."""
+        return 2 * self.inputs * self.outputs * self.count
 
 
 @dataclass(frozen=True)
 class GemmCeiling:
-    """How fast a stack of encoder layers would be if it were only its four matrix products.
+    """How fast a model would be if it were only its linear layers.
 
     Attributes:
         dtype: "float32" or "bfloat16".
         tokens: rows of each product.
-        teraflops: TFLOP/s by product, and "all" for one layer's four together; 2 FLOP a multiply-add.
-        tokens_per_second: `tokens` through all layers, GEMMs alone.
+        teraflops: TFLOP/s by product, and "all" for all of them together; 2 FLOP a multiply-add.
+        tokens_per_second: `tokens` through the model, GEMMs alone.
     """
 
     dtype: str
@@ -36,41 +59,34 @@ class GemmCeiling:
 
 
 def gemm_ceiling(
-    dtype: torch.dtype, *, hidden: int, intermediate: int, layers: int, tokens: int = 4096, repeats: int = 15
+    dtype: torch.dtype, products: Sequence[Product], *, tokens: int = 4096, repeats: int = 7
 ) -> GemmCeiling:
-    """Time the products of one layer at `tokens` rows: fused QKV, attention output, feed-forward up and down.
+    """Time each of a model's products at `tokens` rows.
 
     Args:
         dtype: torch.float32 or torch.bfloat16.
-        hidden: width of the residual stream.
-        intermediate: width between the two feed-forward products.
-        layers: layers of the model.
+        products: those of the model.
         tokens: rows of each product.
         repeats: timed calls of each product; the median counts.
     """
-    shapes = {
-        "qkv": (hidden, 3 * hidden),
-        "out": (hidden, hidden),
-        "up": (hidden, intermediate),
-        "down": (intermediate, hidden),
-    }
     generator = torch.Generator().manual_seed(0)
     seconds: dict[str, float] = {}
     with torch.inference_mode():
-        for name, (inputs, outputs) in shapes.items():
-            x = torch.randn(tokens, inputs, generator=generator).to(dtype)
-            weight = torch.randn(outputs, inputs, generator=generator).to(dtype)
-            bias = torch.randn(outputs, generator=generator).to(dtype)
+        for shape in products:
+            x = torch.randn(tokens, shape.inputs, generator=generator).to(dtype)
+            weight = torch.randn(shape.outputs, shape.inputs, generator=generator).to(dtype)
+            bias = torch.randn(shape.outputs, generator=generator).to(dtype)
             packed = torch.ops.mkldnn._reorder_linear_weight(weight, tokens)
 
             def product(x=x, packed=packed, bias=bias) -> torch.Tensor:
                 return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
 
-            for _ in range(3):
+            for _ in range(2):
                 product()
-            seconds[name] = spread([time_call(product) for _ in range(repeats)]).median
-    flops = {name: 2.0 * tokens * inputs * outputs for name, (inputs, outputs) in shapes.items()}
-    layer_seconds = sum(seconds.values())
-    teraflops = {name: flops[name] / seconds[name] / 1e12 for name in shapes}
-    teraflops["all"] = sum(flops.values()) / layer_seconds / 1e12
-    return GemmCeiling(str(dtype).removeprefix("torch."), tokens, teraflops, tokens / (layer_seconds * layers))
+            seconds[shape.name] = spread([time_call(product) for _ in range(repeats)]).median
+    whole = sum(seconds[shape.name] * shape.count for shape in products)
+    teraflops = {
+        shape.name: 2.0 * tokens * shape.inputs * shape.outputs / seconds[shape.name] / 1e12 for shape in products
+    }
+    teraflops["all"] = tokens * sum(shape.flops for shape in products) / whole / 1e12
+    return GemmCeiling(str(dtype).removeprefix("torch."), tokens, teraflops, tokens / whole)

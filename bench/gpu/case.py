@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["BAD", "Case", "Context", "Figures", "context"]
+__all__ = ["BAD", "Case", "Context", "Figures", "context", "first_line"]
 
 Figures = dict[str, Any]
 """What a case found, ready for JSON. `status` is one of:
@@ -61,3 +61,9 @@ def context(dry: bool, warm: bool = False) -> Context:
     # Half: several processes check at the same time, and a case's own tensors need room beside the oracle's.
     memory = torch.cuda.get_device_properties(0).total_memory // 2
     return Context(torch.device("cuda", 0), False, memory, warm)
+
+
+def first_line(error: BaseException, most: int = 200) -> str:
+    """What an error says, as far as it fits into a line of the report."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line[:most] for line in lines if line), "no message")

@@ -40,10 +40,10 @@ def cases(context: Context) -> list[Case]:
 
 
 def make_decode(
-    lengths: Sequence[int], capacity: int, heads: int, head_dim: int, context: Context
+    lengths: Sequence[int], capacity: int, heads: int, head_dim: int, context: Context, dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Seeded q, k, v, starts and lengths of a static cache with room for `capacity` keys a sequence."""
-    dtype = torch.float32 if context.dry else torch.bfloat16
+    """Seeded q, k, v, starts and lengths of a static cache with room for `capacity` keys a sequence; bf16 as a rule."""
+    dtype = dtype or (torch.float32 if context.dry else torch.bfloat16)
     generator = torch.Generator(context.device).manual_seed(3)
 
     def drawn(*shape: int) -> Tensor:
@@ -57,11 +57,12 @@ def make_decode(
 
 
 def decode_references(
-    q: Tensor, k: Tensor, v: Tensor, starts: Tensor, lengths: Tensor, capacity: int
+    q: Tensor, k: Tensor, v: Tensor, starts: Tensor, lengths: Tensor, capacity: int, bias: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """What eager gives in the same dtype, and in fp64."""
-    eager = eager_decode(q, k, v, starts, lengths, capacity)
-    reference = eager_decode(q.double(), k.double(), v.double(), starts, lengths, capacity)
+    wide = None if bias is None else bias.double()
+    eager = eager_decode(q, k, v, starts, lengths, capacity, position_bias=bias)
+    reference = eager_decode(q.double(), k.double(), v.double(), starts, lengths, capacity, position_bias=wide)
     assert isinstance(eager, Tensor)
     assert isinstance(reference, Tensor)
     return eager, reference

@@ -19,9 +19,23 @@ from ...engine.ops import norm as eager_norm
 from ...engine.ops import norm_linear as eager_norm_linear
 from .case import Context
 
-__all__ = ["Make", "Problem", "head", "linear", "mobilebert_in", "mobilebert_out", "norm", "norm_linear"]
+__all__ = [
+    "ALL",
+    "Make",
+    "Problem",
+    "Results",
+    "head",
+    "linear",
+    "mobilebert_in",
+    "mobilebert_out",
+    "norm",
+    "norm_linear",
+]
 
 Results = tuple[Tensor, ...]
+
+ALL = slice(None)
+"""Every row."""
 
 
 @dataclass(frozen=True)
@@ -30,23 +44,23 @@ class Problem:
 
     Attributes:
         tokens: rows that it is about.
-        rows: the kernel on some of them.
-        eager: the op by op form on all, in the dtype of the weights or in the given one.
+        rows: the kernel on some of them, with a configuration or with that of its own choice.
+        eager: the op by op form, in the dtype of the weights or in the given one, on all rows or on some.
         product: the matrix product alone, of an op that is one.
         flops: of the products, two a multiplication; None for what memory bounds.
         bytes: read and written once each.
     """
 
     tokens: int
-    rows: Callable[[slice], Results]
-    eager: Callable[[torch.dtype | None], Results]
+    rows: Callable[..., Results]
+    eager: Callable[..., Results]
     product: Callable[[], Tensor] | None
     flops: float | None
     bytes: float
 
     def ours(self) -> Results:
         """The kernel on all rows."""
-        return self.rows(slice(0, self.tokens))
+        return self.rows(ALL)
 
 
 Make = Callable[[Context, torch.dtype, int], Problem]
@@ -75,6 +89,12 @@ def _cast(dtype: torch.dtype | None) -> Callable[[Any], Any]:
     return lambda x: x if dtype is None or x is None or not x.is_floating_point() else x.to(dtype)
 
 
+def _turning(draw: _Draw, tokens: int, head_dim: int) -> tuple[Tensor, ...]:
+    """Each token's row of the tables, cosines and sines."""
+    angles = draw.rows(512, head_dim // 2).float()
+    return torch.arange(tokens, device=angles.device) % 512, angles.cos(), angles.sin()
+
+
 def linear(
     in_features: int, out_features: int, *, epilogue: str = "none", gated: bool = False, bias: bool = False,
     residual: bool = False, head_dim: int | None = None,
@@ -90,25 +110,24 @@ def linear(
         width = out_features // 2 if gated else out_features
         stream = draw.rows(tokens, width) if residual else None
         options: dict[str, Any] = {"epilogue": epilogue, "gated": gated}
-        tables: tuple[Tensor, ...] = ()
+        tables = _turning(draw, tokens, head_dim) if head_dim else ()
         if head_dim:
-            angles = draw.rows(512, head_dim // 2).float()
-            tables = (torch.arange(tokens, device=x.device) % 512, angles.cos(), angles.sin())
             options["turned"] = 2 * head_dim * (out_features // head_dim // 3)
         facts: dict[str, Any] = {"hidden": out_features, "inner": in_features, "epilogue": epilogue, "gated": gated}
         call = Call("linear", context.device.type, dtype, residual=residual, rope=bool(tables), head_dim=head_dim,
                     **facts)  # fmt: skip
         ours, ours_added = kernels.prepare(weight, added, call=call)
 
-        def rows(at: slice) -> Results:
+        def given(at: slice, to: Callable[[Any], Any]) -> dict[str, Any]:
             turn: dict[str, Any] = {"rope": (tables[0][at], *tables[1:])} if tables else {}
-            given: dict[str, Any] = {} if stream is None else {"residual": stream[at]}
-            return (kernels.linear(x[at], ours, ours_added, **options, **given, **turn),)
+            return turn if stream is None else {**turn, "residual": to(stream[at])}
 
-        def eager(wanted: torch.dtype | None) -> Results:
+        def rows(at: slice, config: Any = None) -> Results:
+            return (kernels.linear(x[at], ours, ours_added, **options, **given(at, _cast(None)), config=config),)
+
+        def eager(wanted: torch.dtype | None, at: slice = ALL) -> Results:
             to = _cast(wanted)
-            turn: dict[str, Any] = {"rope": tables} if tables else {}
-            return (eager_linear.linear(to(x), to(weight), to(added), **options, residual=to(stream), **turn),)
+            return (eager_linear.linear(to(x[at]), to(weight), to(added), **options, **given(at, to)),)
 
         elements = tokens * in_features + weight.numel() + tokens * width * (2 if residual else 1)
         flops = 2.0 * tokens * in_features * out_features
@@ -117,7 +136,10 @@ def linear(
     return make
 
 
-def norm_linear(in_features: int, out_features: int, *, norm: str, epilogue: str = "none", gated: bool = False) -> Make:
+def norm_linear(
+    in_features: int, out_features: int, *, norm: str, epilogue: str = "none", gated: bool = False,
+    head_dim: int | None = None,
+) -> Make:  # fmt: skip
     """A norm folded into the product behind it, of rows whose statistics another product left with them."""
 
     def make(context: Context, dtype: torch.dtype, tokens: int) -> Problem:
@@ -131,16 +153,24 @@ def norm_linear(in_features: int, out_features: int, *, norm: str, epilogue: str
         written, before = draw.rows(tokens, in_features), draw.rows(tokens, 64)
         x, statistics = writers.linear(before, draw.weight(in_features, 64), None, residual=written, statistics=True)
         facts: dict[str, Any] = {"hidden": out_features, "inner": in_features, "epilogue": epilogue, "gated": gated}
-        call = Call("norm_linear", context.device.type, dtype, norm=norm, **facts)
+        call = Call(
+            "norm_linear", context.device.type, dtype, norm=norm, rope=bool(head_dim), head_dim=head_dim, **facts
+        )
         ours = kernels.prepare(scale, shift, weight, added, call=call)
         options: dict[str, Any] = {"norm": norm, "eps": 1e-6, "epilogue": epilogue, "gated": gated}
+        tables = _turning(draw, tokens, head_dim) if head_dim else ()
+        if head_dim:
+            options["turned"] = 2 * head_dim * (out_features // head_dim // 3)
 
-        def rows(at: slice) -> Results:
-            return (kernels.norm_linear(x[at], *ours, statistics=statistics[at], **options),)
+        def given(at: slice) -> dict[str, Any]:
+            return options | ({"rope": (tables[0][at], *tables[1:])} if tables else {})
 
-        def eager(wanted: torch.dtype | None) -> Results:
-            given = map(_cast(wanted), (x, scale, shift, weight, added))
-            return (eager_norm_linear.norm_linear(*given, **options),)
+        def rows(at: slice, config: Any = None) -> Results:
+            return (kernels.norm_linear(x[at], *ours, statistics=statistics[at], config=config, **given(at)),)
+
+        def eager(wanted: torch.dtype | None, at: slice = ALL) -> Results:
+            weights = map(_cast(wanted), (x[at], scale, shift, weight, added))
+            return (eager_norm_linear.norm_linear(*weights, **given(at)),)
 
         width = out_features // 2 if gated else out_features
         moved = (tokens * (in_features + width) + weight.numel()) * x.element_size() + 4 * statistics.numel()
@@ -160,20 +190,20 @@ def norm(hidden: int, kind: str) -> Make:
         x, stream, weight, bias = draw.rows(tokens, hidden), draw.rows(tokens, hidden), draw.rows(hidden), None
         bias = None if kind == "rms" else draw.rows(hidden)
 
-        def call(module: Any, at: slice, to: Callable[[Any], Any]) -> Results:
+        def call(module: Any, at: slice, to: Callable[[Any], Any], **options: Any) -> Results:
             given = to(x[at]), to(weight), to(bias)
+            options |= {"residual": to(stream[at])}
             if kind == "layer":
-                return _several(module.layer_norm(*given, eps=1e-5, residual=to(stream[at])))
+                return _several(module.layer_norm(*given, eps=1e-5, **options))
             if kind == "rms":
-                return _several(module.rms_norm(*given[:2], eps=1e-6, residual=to(stream[at])))
-            return _several(module.no_norm(*given, residual=to(stream[at])))
+                return _several(module.rms_norm(*given[:2], eps=1e-6, **options))
+            return _several(module.no_norm(*given, **options))
 
-        everything = slice(0, tokens)
         moved = (3 if kind == "none" else 4) * x.numel() * x.element_size()
         return Problem(
             tokens,
-            lambda at: call(kernels, at, _cast(None)),
-            lambda wanted: call(eager_norm, everything, _cast(wanted)),
+            lambda at, config=None: call(kernels, at, _cast(None), config=config),
+            lambda wanted, at=ALL: call(eager_norm, at, _cast(wanted)),
             None,
             None,
             moved,
@@ -202,13 +232,16 @@ def mobilebert_in(hidden: int, width: int) -> Make:
         call = Call("mobilebert_in", context.device.type, dtype, hidden=hidden, inner=width)
         ours = _prepared(kernels, weights, call)
 
-        def eager(wanted: torch.dtype | None) -> Results:
+        def rows(at: slice, config: Any = None) -> Results:
+            return _several(kernels.mobilebert_in(x[at], *ours, config=config))
+
+        def eager(wanted: torch.dtype | None, at: slice = ALL) -> Results:
             to = _cast(wanted)
-            return _several(eager_mobilebert.mobilebert_in(to(x), *map(to, weights)))
+            return _several(eager_mobilebert.mobilebert_in(to(x[at]), *map(to, weights)))
 
         flops = 2.0 * tokens * (3 * hidden * width + 2 * width * width)
         moved = x.numel() * 4 + tokens * width * (4 + 3 * weights[0].element_size())
-        return Problem(tokens, lambda at: _several(kernels.mobilebert_in(x[at], *ours)), eager, None, flops, moved)
+        return Problem(tokens, rows, eager, None, flops, moved)
 
     return make
 
@@ -232,12 +265,13 @@ def mobilebert_out(hidden: int, width: int, inner: int, networks: int) -> Make:
         call = Call("mobilebert_out", context.device.type, dtype, hidden=hidden, inner=width)
         ours = _prepared(kernels, weights, call)
 
-        def rows(at: slice) -> Results:
-            return _several(kernels.mobilebert_out(*(part[at] for part in given), *ours, networks=networks))
+        def rows(at: slice, config: Any = None) -> Results:
+            some = (part[at] for part in given)
+            return _several(kernels.mobilebert_out(*some, *ours, networks=networks, config=config))
 
-        def eager(wanted: torch.dtype | None) -> Results:
+        def eager(wanted: torch.dtype | None, at: slice = ALL) -> Results:
             to = _cast(wanted)
-            everything = (to(part) for part in (*given, *weights))
+            everything = (*(to(part[at]) for part in given), *map(to, weights))
             return _several(eager_mobilebert.mobilebert_out(*everything, networks=networks))
 
         flops = 2.0 * tokens * (width * width + 2 * networks * inner * width + width * hidden)
@@ -258,12 +292,12 @@ def head(hidden: int, vocabulary: int, count: int) -> Make:
         weights = (draw.weight(hidden, hidden), draw.rows(hidden), draw.rows(hidden), draw.rows(hidden),
                    draw.weight(vocabulary, hidden), draw.rows(vocabulary))  # fmt: skip
 
-        def rows(at: slice) -> Results:
-            return _several(kernels.mlm_head(x[at], *weights, top_k=count))
+        def rows(at: slice, config: Any = None) -> Results:
+            return _several(kernels.mlm_head(x[at], *weights, top_k=count, config=config))
 
-        def eager(wanted: torch.dtype | None) -> Results:
+        def eager(wanted: torch.dtype | None, at: slice = ALL) -> Results:
             to = _cast(wanted)
-            return _several(eager_head.mlm_head(to(x), *map(to, weights), top_k=count))
+            return _several(eager_head.mlm_head(to(x[at]), *map(to, weights), top_k=count))
 
         flops = 2.0 * tokens * hidden * (hidden + vocabulary)
         moved = math.fsum(part.numel() for part in (x, *weights)) * x.element_size()

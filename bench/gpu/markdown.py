@@ -6,13 +6,13 @@ A figure that was not measured is the words "not measured", never a zero or a da
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-__all__ = ["render"]
+from .markdown_models import models_section, sanitizer_section
+from .markdown_table import NOT_MEASURED, Cases, number, table
 
-NOT_MEASURED = "not measured"
-Cases = Mapping[str, Mapping[str, Any]]
+__all__ = ["render"]
 
 
 def render(report: Mapping[str, Any]) -> str:
@@ -22,12 +22,14 @@ def render(report: Mapping[str, Any]) -> str:
     if report["dry"]:
         lines += ["A dry run: tiny sizes through the interpreter on a CPU. It shows that all of it runs.", ""]
     lines += [f"Written {report['written']} by `make gpu-report`. `report.json` has every figure.", ""]
-    lines += _table(("", ""), [(name, value) for name, value in machine.items() if name != "gpu"])
+    lines += table(("", ""), [(name, value) for name, value in machine.items() if name != "gpu"])
     sections = {
         "correctness": _correctness,
         "attention": _attention,
         "fused": _fused,
-        "candidates": _candidates,
+        "models": models_section,
+        "tune": _tune,
+        "sanitizer": sanitizer_section,
         "profile": _profile,
     }
     for name, part in report["parts"].items():
@@ -35,7 +37,7 @@ def render(report: Mapping[str, Any]) -> str:
         lines += sections[name](part["cases"])
         lines += _not_ok(part)
     lines += ["", "## Kernels", "", "Hashes of the kernels' code, without comments and docstrings:", ""]
-    lines += _table(("file", "hash"), report["kernel_hashes"].items())
+    lines += table(("file", "hash"), report["kernel_hashes"].items())
     return "\n".join(lines) + "\n"
 
 
@@ -52,7 +54,7 @@ def _not_ok(part: Mapping[str, Any]) -> list[str]:
         for name, figures in part["cases"].items()
         if figures["status"] != "ok"
     ]
-    lines += [f"- **{name}**: not run for want of time" for name in part["not_run"]]
+    lines += [f"- **{name}**: not run{', for want of time' if not part['failure'] else ''}" for name in part["not_run"]]
     if part["failure"]:
         lines.append(f"- **the part itself**: {part['failure']}")
     return ["", *lines] if lines else []
@@ -68,25 +70,34 @@ def _correctness(cases: Cases) -> list[str]:
         checked = [figures for figures in found if "of_bound" in figures]
         worst = max((figures["of_bound"] for figures in checked), default=None)
         repeats = sum(figures["repeats"] for figures in checked)
+        least = min((figures["repeats"] for figures in checked), default=NOT_MEASURED)
         differ = sum(figures["repeats_differ"] for figures in checked)
         sound = sum(figures["status"] == "ok" for figures in found)
-        rows.append((group, len(found), sound, _number(worst, 2), f"{repeats:,}", differ))
-    head = ("kernel", "cases", "sound", "worst error / allowed", "repeats", "repeats with other bits")
-    return _table(head, rows)
+        rows.append((group, len(found), sound, number(worst, 2), f"{repeats:,}", least, differ))
+    head = (
+        "kernel",
+        "cases",
+        "sound",
+        "worst error / allowed",
+        "repeats",
+        "least of a case",
+        "repeats with other bits",
+    )
+    return table(head, rows)
 
 
 def _attention(cases: Cases) -> list[str]:
     ceilings = cases.get("ceilings", {})
     gemm, copy = ceilings.get("gemm_tflops"), ceilings.get("copy_gbps")
-    measured = f"{_number(gemm, 0)} TFLOP/s in a bf16 matrix product, {_number(copy, 0)} GB/s in a copy"
+    measured = f"{number(gemm, 0)} TFLOP/s in a bf16 matrix product, {number(copy, 0)} GB/s in a copy"
     lines = [f"The card's ceilings in this run: {NOT_MEASURED if gemm is None else measured}.", ""]
     compared = {name: figures for name, figures in cases.items() if "timed" in figures and name != "ceilings"}
-    lines += _table(
+    lines += table(
         ("case", "padless", "of ceiling", "against", "times as fast", "target on an H200"),
         [_compared(name, figures, gemm) for name, figures in compared.items()],
     )
     lines += ["", "Every kernel, median and p20 to p80 of the device's time:", ""]
-    lines += _table(
+    lines += table(
         ("case", "kernel", "µs", "p20 to p80", "rate", "host µs", "padless is … times as fast"),
         [row for name, figures in compared.items() for row in _timed(name, figures)],
     )
@@ -107,7 +118,7 @@ def _compared(name: str, figures: Mapping[str, Any], gemm: float | None) -> Sequ
         against = {"mixed": "itself at equal lengths", "bias": "itself without bias"}.get(group)
         against, ratio = against or figures.get("best_peer", "no peer is there"), figures.get("ratio")
     percent = NOT_MEASURED if share is None else f"{100 * share:.0f} %"
-    return name, _rate(ours), percent, against, _number(ratio, 2), _target(figures)
+    return name, _rate(ours), percent, against, number(ratio, 2), _target(figures)
 
 
 def _target(figures: Mapping[str, Any]) -> str:
@@ -153,15 +164,15 @@ def _rate(row: Mapping[str, Any]) -> str:
 def _fused(cases: Cases) -> list[str]:
     ceilings = cases.get("ceilings", {})
     gemm, copy = ceilings.get("gemm_tflops"), ceilings.get("copy_gbps")
-    measured = f"{_number(gemm, 0)} TFLOP/s in a bf16 matrix product, {_number(copy, 0)} GB/s in a copy"
+    measured = f"{number(gemm, 0)} TFLOP/s in a bf16 matrix product, {number(copy, 0)} GB/s in a copy"
     lines = [f"The card's ceilings in this run: {NOT_MEASURED if gemm is None else measured}.", ""]
     checked = {name: figures for name, figures in cases.items() if "of_bound" in figures}
-    lines += _table(
+    lines += table(
         ("case", "worst error / allowed", "repeats with other bits", "padless", "tokens/s", "target on an H200"),
         [_fused_row(name, figures) for name, figures in checked.items()],
     )
     lines += ["", "Every call, median and p20 to p80 of the device's time:", ""]
-    return lines + _table(
+    return lines + table(
         ("case", "call", "µs", "p20 to p80", "rate", "host µs", "padless is … times as fast"),
         [row for name, figures in checked.items() if "timed" in figures for row in _timed(name, figures)],
     )
@@ -170,19 +181,19 @@ def _fused(cases: Cases) -> list[str]:
 def _fused_row(name: str, figures: Mapping[str, Any]) -> Sequence[Any]:
     ours = figures.get("timed", {}).get("padless")
     rate = NOT_MEASURED if ours is None else _rate(ours)
-    tokens = _number(figures.get("tokens_per_second"), 0)
-    return name, _number(figures["of_bound"], 2), figures["repeats_differ"], rate, tokens, _target(figures)
+    tokens = number(figures.get("tokens_per_second"), 0)
+    return name, number(figures["of_bound"], 2), figures["repeats_differ"], rate, tokens, _target(figures)
 
 
-def _candidates(cases: Cases) -> list[str]:
+def _tune(cases: Cases) -> list[str]:
     rows = []
     for name, figures in cases.items():
         if figures["status"] == "ok":
             gain = figures.get("gain")
-            rows.append((name, figures["shipped"], figures["best"] or NOT_MEASURED, _number(gain, 3),
+            rows.append((name, figures["shipped"], figures["best"] or NOT_MEASURED, number(gain, 3),
                          figures["tried"], len(figures["refused"]), figures["untried"]))  # fmt: skip
     head = ("call", "shipped", "fastest", "times as fast as shipped", "tried", "refused", "not tried")
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _profile(cases: Cases) -> list[str]:
@@ -191,12 +202,3 @@ def _profile(cases: Cases) -> list[str]:
         if "profile" in figures:
             lines += [f"### {name}", "", "```text", *figures["profile"], "```", ""]
     return lines
-
-
-def _number(value: float | None, digits: int) -> str:
-    return NOT_MEASURED if value is None else f"{value:,.{digits}f}"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
-    lines = [" | ".join(str(cell).replace("|", "\\|") for cell in row) for row in rows]
-    return [f"| {' | '.join(head)} |", "|" + "---|" * len(head), *(f"| {line} |" for line in lines)] if lines else []

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import select
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import IO, Any
 
@@ -16,7 +19,13 @@ from .case import Figures
 
 __all__ = ["Pool"]
 
-START_SECONDS = 180.0
+START_SECONDS = 120.0
+"""For a process to import what it needs, from a disk that may be cold."""
+
+END_SECONDS = 10.0
+LOST_STARTS = 3
+"""So many processes in a row that did not come up end a part."""
+
 GRACE_SECONDS = 15.0
 """How long a case that runs when time is up may go on."""
 
@@ -49,47 +58,70 @@ class _Queue:
 
 
 class _Worker:
-    """One process of `worker.py`, and the lines to and from it."""
+    """One process of `worker.py`, and the lines to and from it.
 
-    def __init__(self, arguments: list[str], log: IO[bytes]) -> None:
+    It leads a process group of its own, so that what it has started (compilers) ends with it.
+    """
+
+    def __init__(self, arguments: list[str], log: IO[bytes], environment: Mapping[str, str]) -> None:
         command = [sys.executable, "-m", f"{__package__}.worker", *arguments]
-        pipe = subprocess.PIPE
-        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log, text=True)
+        pipe, env = subprocess.PIPE, {**os.environ, **environment}
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log, env=env, process_group=0)
+        self._unread = b""
         self.timed_out = False
 
-    def read(self, seconds: float) -> str:
-        """The next line; empty if the process ended or had to be ended."""
+    def read(self, seconds: float) -> Any:
+        """The next answer; None if the process ended, said what is none, or had to be ended.
+
+        Waits no longer than it says, even for a process that cannot be ended because its GPU hangs.
+        """
         assert self._process.stdout is not None
-        timer = threading.Timer(max(seconds, 0.1), self._time_out)
-        timer.start()
+        pipe, end = self._process.stdout.fileno(), time.monotonic() + max(seconds, 0.1)
+        while b"\n" not in self._unread:
+            left = end - time.monotonic()
+            if left <= 0 or not select.select([pipe], [], [], left)[0]:
+                self.timed_out = True
+                self.kill()
+                return None
+            piece = os.read(pipe, 1 << 16)
+            if not piece:
+                return None
+            self._unread += piece
+        line, _, self._unread = self._unread.partition(b"\n")
         try:
-            return self._process.stdout.readline()
-        finally:
-            timer.cancel()
+            return json.loads(line)
+        except ValueError:
+            self.kill()
+            return None
 
     def send(self, name: str) -> None:
         assert self._process.stdin is not None
         # If it has just died, reading its answer will show that.
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps(name) + "\n")
+        with contextlib.suppress(OSError):
+            self._process.stdin.write(json.dumps(name).encode() + b"\n")
             self._process.stdin.flush()
 
-    def end(self) -> int:
-        """Close its input, wait a little, and see that it is gone; its exit code."""
+    def kill(self) -> None:
+        """End it and all it has started, at once."""
+        with contextlib.suppress(OSError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    def end(self) -> int | None:
+        """Close its input, wait a little, and see that it is gone; its exit code, None if it cannot be ended."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(OSError):
             self._process.stdin.close()
-        try:
-            self._process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-        with self._process.stdout:
-            return self._process.wait()
+        code = self._waited()
+        self.kill()
+        code = self._waited() if code is None else code
+        self._process.stdout.close()
+        return code
 
-    def _time_out(self) -> None:
-        self.timed_out = True
-        self._process.kill()
+    def _waited(self) -> int | None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self._process.wait(timeout=END_SECONDS)
+        return None
 
 
 class Pool:
@@ -109,6 +141,14 @@ class Pool:
         self._limit = limit
         self._log = log
         self._lock = threading.Lock()
+        self._alive: set[_Worker] = set()
+        self._lost_starts = 0
+        threads = max((os.cpu_count() or 1) // max(workers, 1), 1)
+        # Each of many processes would start as many compilers and threads as there are CPUs.
+        asked = {"OMP_NUM_THREADS": str(threads), "TORCHINDUCTOR_COMPILE_THREADS": str(min(threads, 8))}
+        # Nothing is fetched; a library that tried would wait for a network that is not there.
+        asked["HF_HUB_OFFLINE"] = "1"
+        self._environment = {name: value for name, value in asked.items() if name not in os.environ}
 
     def run(self, finished: Collection[str], deadline: float, on_result: OnResult) -> list[str]:
         """Run every case that is not in `finished`.
@@ -124,7 +164,7 @@ class Pool:
         Raises:
             RuntimeError: no worker came up; the log says why.
         """
-        first, cases = self._start()
+        first, cases = self._start(deadline)
         queue = _Queue([(name, heavy) for name, heavy in cases if name not in finished])
         left = {name for name, _ in queue.waiting}
 
@@ -140,42 +180,55 @@ class Pool:
             )
             for place in range(count)
         ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        finally:
+            # After an interruption; otherwise each thread has ended its own.
+            for worker in [*self._alive]:
+                worker.kill()
         return [name for name, _ in cases if name in left]
 
-    def _start(self) -> tuple[_Worker, list[tuple[str, bool]]]:
-        worker = _Worker(self._arguments, self._log)
-        line = worker.read(START_SECONDS)
-        if not line:
-            raise RuntimeError(f"no process came up to run the cases (exit code {worker.end()}): see log.txt")
-        return worker, [(name, heavy) for name, heavy in json.loads(line)]
+    def _start(self, deadline: float) -> tuple[_Worker, list[tuple[str, bool]]]:
+        worker = _Worker(self._arguments, self._log, self._environment)
+        self._alive.add(worker)
+        found = worker.read(min(START_SECONDS, max(deadline + GRACE_SECONDS - time.monotonic(), GRACE_SECONDS)))
+        if not isinstance(found, list):
+            self._lost_starts += 1
+            why = "it took too long" if worker.timed_out else f"exit code {self._end(worker)}"
+            raise RuntimeError(f"no process came up to run the cases ({why}): see log.txt")
+        self._lost_starts = 0
+        return worker, [(name, heavy) for name, heavy in found]
+
+    def _end(self, worker: _Worker) -> int | None:
+        self._alive.discard(worker)
+        return worker.end()
 
     def _serve(self, queue: _Queue, deadline: float, report: OnResult, worker: _Worker | None) -> None:
-        while (taken := queue.take(deadline)) is not None:
+        while self._lost_starts < LOST_STARTS and (taken := queue.take(deadline)) is not None:
             name, heavy = taken
             try:
                 if worker is None:
-                    worker, _ = self._start()
+                    worker, _ = self._start(deadline)
                 worker.send(name)
                 left = min(self._limit, deadline + GRACE_SECONDS - time.monotonic())
-                line = worker.read(left)
-            except RuntimeError as error:
+                answer = worker.read(left)
+            except (RuntimeError, OSError) as error:
+                worker = None
                 report(name, {"status": "error", "reason": str(error)})
-                break
+                continue
             finally:
                 queue.done(heavy)
-            answer: dict[str, Any] = json.loads(line) if line else {"lost": True}
-            if "figures" in answer:
+            if answer is not None:
                 report(name, answer["figures"])
-            if answer["lost"]:
-                timed_out, code = worker.timed_out, worker.end()
+            if answer is None or answer["lost"]:
+                timed_out, code = worker.timed_out, self._end(worker)
                 worker = None
-                if not line and not timed_out:
+                if answer is None and not timed_out:
                     report(name, {"status": "error", "reason": f"the process died with exit code {code}"})
-                elif not line and left >= self._limit:
+                elif answer is None and left >= self._limit:
                     report(name, {"status": "error", "reason": f"stopped after {self._limit:.0f} s"})
         if worker is not None:
-            worker.end()
+            self._end(worker)

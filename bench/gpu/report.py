@@ -1,10 +1,11 @@
 """`make gpu-report`: are the kernels right on this GPU, and how fast are they; one command, under nine minutes.
 
-    python -m padless.bench.gpu.report --out DIR [--parts correctness,attention,fused] [--minutes 8.5] [--dry]
+    python -m padless.bench.gpu.report --out DIR [--parts correctness,models] [--minutes 8.5] [--dry]
 
-Needs a GPU, torch, triton and padless. Leaves report.json, report.md and log.txt, written after every case; a second
-run on the same folder does only what is missing. Each part runs in processes of its own. `--dry` takes the same path
-with tiny sizes on a CPU, under TRITON_INTERPRET=1, and measures nothing.
+Needs a GPU, torch, triton and padless. Leaves report.json, report.md, log.txt and, of part tune, configs.json, written
+after every case, and up to four PNG where matplotlib is installed; a second run on the same folder does only what is
+missing. Each part runs in processes of its own. `--dry` takes the same path with tiny sizes on a CPU, under
+TRITON_INTERPRET=1, and measures nothing. How the 8.5 minutes are shared out: `PARTS`.
 
 Exit codes: 0 all cases sound; 1 some failed; 2 it cannot run here.
 """
@@ -12,6 +13,7 @@ Exit codes: 0 all cases sound; 1 some failed; 2 it cannot run here.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import time
@@ -24,14 +26,17 @@ import torch
 
 from ...autotune.kernel_hash import kernel_hashes
 from ...engine.errors import InputError, OptionError, PadlessError
-from .case import BAD, Figures
+from .case import BAD, Figures, first_line
 from .machine import describe_gpu
 from .pool import Pool
+from .sanitizer import sanitizer
 from .store import Store
 
 __all__ = ["main", "run"]
 
-DEFAULT_PARTS = ("correctness", "attention", "fused", "candidates")
+MOST_PICTURES = 4
+
+DEFAULT_PARTS = ("correctness", "attention", "fused", "models", "tune")
 
 
 @dataclass(frozen=True)
@@ -52,11 +57,25 @@ class Part:
 
 
 PARTS = {
-    "correctness": Part(share=4.0, workers=12, warm=0.0, limit=120.0),
-    "attention": Part(share=3.0, workers=1, warm=0.5, limit=60.0),
-    "fused": Part(share=3.0, workers=1, warm=0.4, limit=90.0),
-    "candidates": Part(share=3.0, workers=1, warm=0.5, limit=60.0),
-    "profile": Part(share=1.0, workers=1, warm=0.0, limit=120.0),
+    # Shares are seconds of 510 on an H200 beside 16 CPU cores, of which 12 compile. A kernel takes 0.1 to 1.0 s of one
+    # core to compile (the gate, sm_90, this project's CPU) and about 0.5 s more for its launcher; a process needs 10 s
+    # until it can compute. What each part is expected to take, none of it measured on a GPU yet:
+    #   correctness  10 to start + 135 cases x 2 kernels x 1 s / 12 = 23 + 135 x 250 repeats x 1 ms = 34
+    #                + 7 long texts x 4 s, one at a time = 28
+    #   attention    10 + 25 to compile flex_attention, 12 at a time + 29 cases x 1.2 s = 35 + 4 x 5 to trace flex
+    #   fused        10 + 58 cases x 2 s / 12 = 10 to compile + 58 x 0.4 s = 23 to check + 20 x 1 s to time
+    #   models       10 + 45 to compile (torch.compile, most of it) + 32 cases x 2.5 s = 80
+    #                + 5 that trace for torch.compile or start from texts x 8 s = 40
+    #   tune         10 + 50 to compile + 30 to time, and as long as there is time: it is last
+    #   sanitizer    10 to start and 15 to compile under the tool, at once for three groups of kernels, for each tool
+    # A part that is early leaves the rest to those after it; cases that time does not suffice for are named.
+    "correctness": Part(share=100.0, workers=12, warm=0.0, limit=120.0),
+    "attention": Part(share=90.0, workers=1, warm=0.5, limit=60.0),
+    "fused": Part(share=65.0, workers=1, warm=0.4, limit=90.0),
+    "models": Part(share=165.0, workers=1, warm=0.35, limit=75.0),
+    "tune": Part(share=90.0, workers=1, warm=0.6, limit=90.0),
+    "sanitizer": Part(share=45.0, workers=4, warm=0.0, limit=100.0),
+    "profile": Part(share=30.0, workers=1, warm=0.0, limit=120.0),
 }
 
 
@@ -65,14 +84,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="gpu_report", description="Correctness and speed of the kernels on this GPU.")
     parser.add_argument("--out", type=Path, required=True, help="folder for report.json, report.md and log.txt")
     parser.add_argument(
-        "--parts", default=",".join(DEFAULT_PARTS), help=f"of {', '.join(PARTS)}; all but profile if left out"
+        "--parts",
+        help=_parts_help(),
     )
     parser.add_argument("--minutes", type=float, default=8.5, help="time for all parts together; default %(default)s")
     parser.add_argument("--commit", help="of this code, where it lies outside of its checkout")
     parser.add_argument("--dry", action="store_true", help="tiny sizes through the interpreter; nothing is measured")
     given = parser.parse_args(arguments)
     try:
-        parts = [part.strip() for part in given.parts.split(",") if part.strip()]
+        named = given.parts if given.parts is not None else ",".join(_default_parts(given.dry))
+        parts = [part.strip() for part in named.split(",") if part.strip()]
         return run(given.out, parts, given.minutes, given.dry, given.commit)
     except PadlessError as error:
         print("gpu_report:", " ".join(str(error).split()), file=sys.stderr)
@@ -115,15 +136,58 @@ def run(out: Path, parts: Sequence[str], minutes: float = 8.5, dry: bool = False
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{out}: expected a folder, {error.strerror or error}") from error
-    store = Store(out, describe_gpu(dry, commit), kernel_hashes(), dry)
     end = time.monotonic() + minutes * 60
-    with (out / "log.txt").open("ab", buffering=0) as log:
+    store = Store(out, describe_gpu(dry, commit), kernel_hashes(), dry)
+    with _opened(out / "log.txt") as log:
         for place, name in enumerate(parts):
             # What a part leaves unused, the parts after it share.
             left = end - time.monotonic()
             share = PARTS[name].share / sum(PARTS[part].share for part in parts[place:])
             _run_part(store, name, time.monotonic() + left * share, dry, log)
+        _draw(store, log)
     return _summary(store, parts)
+
+
+def _parts_help() -> str:
+    usual = ", ".join(DEFAULT_PARTS)
+    return f"of {', '.join(PARTS)}; if left out {usual} and, where compute-sanitizer is found, sanitizer"
+
+
+def _default_parts(dry: bool) -> tuple[str, ...]:
+    return DEFAULT_PARTS if dry or sanitizer() is None else (*DEFAULT_PARTS, "sanitizer")
+
+
+def _opened(path: Path) -> IO[bytes]:
+    try:
+        return path.open("ab", buffering=0)
+    except OSError as error:
+        raise InputError(f"{path}: expected a file to write to, {error.strerror or error}") from error
+
+
+def _say(log: IO[bytes], line: str, printed: bool = True) -> None:
+    # A full disk, or a reader that has gone, must not cost what is still to come.
+    with contextlib.suppress(OSError):
+        log.write(f"{time.strftime('%H:%M:%S')} {line}\n".encode())
+    if printed:
+        with contextlib.suppress(OSError):
+            print(line, flush=True)
+
+
+def _draw(store: Store, log: IO[bytes]) -> None:
+    """Pictures of what was measured, where they can be drawn; at most `MOST_PICTURES`."""
+    if store.report["dry"]:
+        return
+    try:
+        from ..plots.figures import draw  # pyright: ignore[reportMissingImports]
+
+        drawn = draw(store.report, store.folder)
+    except Exception as error:  # a picture is worth no report
+        _say(log, f"no pictures: {type(error).__name__}: {first_line(error)}")
+        return
+    for picture in drawn[MOST_PICTURES:]:
+        with contextlib.suppress(OSError):
+            Path(picture).unlink()
+    _say(log, f"pictures: {', '.join(Path(picture).name for picture in drawn[:MOST_PICTURES]) or 'none'}")
 
 
 def _run_part(store: Store, name: str, deadline: float, dry: bool, log: IO[bytes]) -> None:
@@ -132,15 +196,14 @@ def _run_part(store: Store, name: str, deadline: float, dry: bool, log: IO[bytes
     flags = ["--dry"] if dry else []
 
     def say(line: str) -> None:
-        log.write(f"{time.strftime('%H:%M:%S')} {line}\n".encode())
-        print(line, flush=True)
+        _say(log, line)
 
     def keep(case: str, figures: Figures) -> None:
         store.add(name, case, figures)
         say(_line(name, case, figures))
 
     def warmed(case: str, figures: Figures) -> None:
-        log.write((_line(f"{name}: compiling", case, figures) + "\n").encode())
+        _say(log, _line(f"{name}: compiling", case, figures), printed=False)
 
     if kept["complete"]:
         say(f"{name}: its results are there already")
@@ -151,10 +214,17 @@ def _run_part(store: Store, name: str, deadline: float, dry: bool, log: IO[bytes
         if part.warm and not dry:
             say(f"{name}: compiling")
             until = start + (deadline - start) * part.warm
-            Pool(name, [*flags, "--warm"], _processes(), part.limit, log).run((), until, warmed)
+            try:
+                left = Pool(name, [*flags, "--warm"], _processes(), part.limit, log).run((), until, warmed)
+                say(f"{name}: compiled in {time.monotonic() - start:.0f} s, {len(left)} left for later")
+            except RuntimeError as error:
+                say(f"{name}: compiling beforehand: {error}")
         workers = 1 if dry else min(part.workers, _processes())
         kept["not_run"] = Pool(name, flags, workers, part.limit, log).run(finished, deadline, keep)
         kept["complete"] = not kept["not_run"]
+        if kept["not_run"] and time.monotonic() < deadline:
+            kept["failure"] = "its processes did not come up again: see log.txt"
+            say(f"{name}: {kept['failure']}")
     except RuntimeError as error:
         kept["failure"] = str(error)
         say(f"{name}: {error}")
@@ -182,8 +252,10 @@ def _summary(store: Store, parts: Sequence[str]) -> int:
         counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)) or "no case"
         rest = f", {len(part['not_run'])} not run for want of time" if part["not_run"] else ""
         print(f"{name}: {counts}{rest}, {part['seconds']:.0f} s")
-    print(f"{store.folder / 'report.md'}")
-    return 1 if wrong else 0
+    store.save()
+    unsaved = "" if store.unsaved is None else f": not written, {store.unsaved}"
+    print(f"{store.folder / 'report.md'}{unsaved}")
+    return 1 if wrong or store.unsaved else 0
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ...autotune.exchange import write_exchange
 from ...engine.errors import InputError
 from .case import Figures
 from .markdown import render
@@ -19,7 +20,7 @@ SAME = ("gpu", "torch", "triton", "padless")
 
 
 class Store:
-    """`report.json` and `report.md` of one folder.
+    """`report.json`, `report.md` and `configs.json` of one folder.
 
     A folder that holds a report already is continued, if that was made by the same kernels on the same machine.
     """
@@ -28,7 +29,8 @@ class Store:
         """Open or begin the report of `folder`.
 
         Raises:
-            InputError: the report there is of another GPU, of other versions or kernels, or cannot be read.
+            InputError: the report there is of another GPU, of other versions or kernels, or cannot be read; or nothing
+                can be written.
         """
         self.folder = folder
         self.report: dict[str, Any] = {
@@ -43,7 +45,10 @@ class Store:
         path = folder / "report.json"
         if path.exists():
             self.report["parts"] = self._parts_of(path)
+        self.unsaved: str | None = None
         self.save()
+        if self.unsaved is not None:
+            raise InputError(f"{folder}: expected a folder to write to, {self.unsaved}")
 
     def part(self, name: str) -> dict[str, Any]:
         """What is known of one part.
@@ -60,10 +65,29 @@ class Store:
         self.save()
 
     def save(self) -> None:
-        """Write both files, each whole or not at all."""
+        """Write the files, each whole or not at all.
+
+        A full disk is no error: `unsaved` says what was wrong, and the next call that can writes everything.
+        """
         self.report["written"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        _write(self.folder / "report.json", json.dumps(self.report, indent=1) + "\n")
-        _write(self.folder / "report.md", render(self.report))
+        self.unsaved = None
+        try:
+            _write(self.folder / "report.json", json.dumps(self.report, indent=1, default=str) + "\n")
+            _write(self.folder / "report.md", _page(self.report))
+            if "tune" in self.report["parts"]:
+                _write(self.folder / "configs.json", self._configs())
+        except OSError as error:
+            self.unsaved = error.strerror or str(error)
+        except Exception as error:  # of the configurations; the figures are written before them
+            self.unsaved = f"configs.json: {error!r}"
+
+    def _configs(self) -> str:
+        """What part `tune` found, for `padless tune --import`."""
+        found = [figures["record"] for figures in self.part("tune")["cases"].values() if "record" in figures]
+        note = f"measured on {self.report['machine']['gpu']}, padless {self.report['machine'].get('commit')}"
+        if self.report["dry"]:
+            note = "no entries: a dry run measures nothing"
+        return write_exchange(found, note)
 
     def _parts_of(self, path: Path) -> dict[str, Any]:
         try:
@@ -85,7 +109,19 @@ class Store:
         return parts
 
 
+def _page(report: dict[str, Any]) -> str:
+    """The page; where a figure is not as it expects, a line that says so: the figures are in report.json."""
+    try:
+        return render(report)
+    except Exception as error:
+        return f"# GPU report\n\nThis page could not be made: {error!r}. `report.json` has every figure.\n"
+
+
 def _write(path: Path, text: str) -> None:
     partial = path.with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise

@@ -10,6 +10,7 @@ standard error, which is the report's log.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import json
@@ -22,11 +23,11 @@ from typing import Any
 
 import torch
 
-from .case import Case, Context, Figures, context
+from .case import Case, Context, Figures, context, first_line
 
 __all__ = ["MODULES", "main"]
 
-MODULES = ("correctness", "attention", "fused", "candidates", "profile")
+MODULES = ("correctness", "attention", "fused", "models", "tune", "sanitizer", "profile")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -42,9 +43,12 @@ def main(arguments: Sequence[str]) -> None:
     print(json.dumps([[case.name, case.heavy] for case in found]), file=answers)
     with torch.inference_mode():
         for line in sys.stdin:
-            figures = _run(cases[json.loads(line)], here)
+            name = json.loads(line)
+            unknown = {"status": "error", "reason": "this process knows no case of this name"}
+            figures = _run(cases[name], here) if name in cases else unknown
             lost = not _alive(here)
-            print(json.dumps({"figures": figures, "lost": lost}), file=answers)
+            # A number of another library's is better kept as text than a reason to die.
+            print(json.dumps({"figures": figures, "lost": lost}, default=str), file=answers)
             if lost:
                 # The usual way out would ask the lost device to clean up.
                 answers.flush()
@@ -53,15 +57,28 @@ def main(arguments: Sequence[str]) -> None:
 
 def _run(case: Case, here: Context) -> Figures:
     start = time.monotonic()
+    figures, full = _tried(case, here)
+    if full:
+        # Others share the card, and a moment later there may be room.
+        if here.device.type == "cuda":
+            torch.cuda.empty_cache()
+        time.sleep(3.0)
+        figures, _ = _tried(case, here)
+    return figures | {"seconds": round(time.monotonic() - start, 2)}
+
+
+def _tried(case: Case, here: Context) -> tuple[Figures, bool]:
+    """What a case found, and whether memory did not suffice."""
+    full = False
     try:
         figures = case.run(here)
     except torch.OutOfMemoryError as error:
-        figures = {"status": "left out", "reason": f"out of memory: {_first_line(error)}"}
+        figures, full = {"status": "left out", "reason": f"out of memory: {first_line(error)}"}, True
     except Exception as error:
-        traceback.print_exc()
-        figures = {"status": "error", "reason": f"{type(error).__name__}: {_first_line(error)}"}
+        _log(error)
+        figures = {"status": "error", "reason": f"{type(error).__name__}: {first_line(error)}"}
     gc.collect()
-    return figures | {"seconds": round(time.monotonic() - start, 2)}
+    return figures, full
 
 
 def _alive(here: Context) -> bool:
@@ -71,13 +88,15 @@ def _alive(here: Context) -> bool:
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
         return bool(torch.ones(8, device=here.device).sum() == 8)
-    except RuntimeError:
-        traceback.print_exc()
+    except RuntimeError as error:
+        _log(error)
         return False
 
 
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")[:300]
+def _log(error: Exception) -> None:
+    # The disk of the log may be full, which is no reason to lose a case.
+    with contextlib.suppress(OSError):
+        traceback.print_exception(error)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import typer
 
 from ..errors import PadlessError
-from . import bench, embed, explain, info, warmup
+from . import bench, embed, explain, info, tune, warmup
 
 __all__ = ["app", "main", "run"]
 
@@ -29,6 +29,7 @@ app = typer.Typer(
 app.command("embed")(embed.embed)
 app.command("explain")(explain.explain)
 app.command("info")(info.info)
+app.command("tune")(tune.tune)
 app.command("warmup")(warmup.warmup)
 app.add_typer(bench.app, name="bench")
 

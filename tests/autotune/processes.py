@@ -48,7 +48,7 @@ def writers(cache: str, processes: str, writes: str, files: str, locks: str) -> 
 def _write(cache: Path, process: int, writes: int, files: int) -> None:
     store = Store(cache, patience=60)
     for number in range(writes):
-        found = entry(attention_call(hidden=process * writes + number + 1))
+        found = entry(attention_call(process * writes + number + 1))
         assert store.keep(SLUG, f"op{number % files}", [found]), "not on disk"
 
 
@@ -93,7 +93,7 @@ def killed(cache: str, wanted: str) -> dict[str, Any]:
 def _write_versions(cache: Path, tell: int, first: int) -> None:
     store = Store(cache)
     for version in range(first, first + 100_000):
-        entries = [entry(attention_call(hidden=number + 1), us=float(version)) for number in range(60)]
+        entries = [entry(attention_call(number + 1), us=float(version)) for number in range(60)]
         assert store.keep(SLUG, "attention", entries)
         os.write(tell, b"%d\n" % version)
 

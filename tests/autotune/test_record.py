@@ -65,10 +65,12 @@ def test_a_key_has_the_facts_that_matter_and_no_other() -> None:
     expected = (("bias", "none"), ("dtype", "bfloat16"), ("head_dim", 64), ("window", "full"))
     assert key_of(call) == expected
     product = linear_call(gated=True, residual=True, norm="rms_norm", dtype=torch.float16, statistics=True)
-    assert dict(key_of(product)) == {
-        "dtype": "float16", "hidden": 1536, "inner": 384, "epilogue": "gelu", "norm": "rms_norm", "gated": True,
-        "residual": True,
-    }  # fmt: skip
+    shared = {"dtype": "float16", "hidden": 1536, "inner": 384, "epilogue": "gelu", "gated": True}
+    assert dict(key_of(product)) == {**shared, "residual": True}
+    # The product behind a norm has no residual, and another kernel.
+    assert dict(key_of(replace(product, op="norm_linear"))) == {**shared, "norm": "rms_norm"}
+    # Of an op that is not known every fact may matter.
+    assert dict(key_of(replace(product, op="another"))) == {**shared, "residual": True, "norm": "rms_norm"}
 
 
 def changed(*place: str | int, value: Any) -> bytes:

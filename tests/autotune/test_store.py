@@ -80,7 +80,7 @@ def tune_inside(mount: str, cache: Path) -> tuple[Any, list[str]]:
 
 
 def numbers(cache: Path, op: str) -> set[int]:
-    return {int(dict(found.key)["hidden"]) for found in Store(cache).entries(SLUG, op)}
+    return {int(dict(found.key)["head_dim"]) for found in Store(cache).entries(SLUG, op)}
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_a_later_entry_replaces_that_of_its_key_gpu_and_versions(cache: Path) ->
 
 def test_the_oldest_give_way_to_too_many(cache: Path) -> None:
     store = Store(cache)
-    many = [entry(attention_call(hidden=number + 1)) for number in range(MOST_ENTRIES)]
+    many = [entry(attention_call(number + 1000)) for number in range(MOST_ENTRIES)]
     store.keep(SLUG, "attention", many)
     store.keep(SLUG, "attention", several())
     assert store.entries(SLUG, "attention") == (*many[6:], *several())

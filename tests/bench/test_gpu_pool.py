@@ -13,6 +13,7 @@ from padless.bench.gpu.pool import Pool
 
 PART = """
 import os, signal, sys, time
+import torch
 from pathlib import Path
 from padless.bench.gpu import worker
 from padless.bench.gpu.case import Case
@@ -33,6 +34,24 @@ def dies(context):
 def hangs(context):
     time.sleep(600)
 
+def hangs_with_a_child(context):
+    if os.fork() == 0:
+        # It holds the pipe of the answers open.
+        (MARKS / "child").write_text(str(os.getpid()))
+        time.sleep(600)
+    time.sleep(600)
+
+def a_number_of_another_library(context):
+    import numpy
+    return {"status": "ok", "value": numpy.float32(1.5)}
+
+def has_room_a_moment_later(context):
+    mark = MARKS / "full"
+    if not mark.exists():
+        mark.touch()
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    return {"status": "ok"}
+
 def loses_the_device(context):
     worker._alive = lambda context: False
     return {"status": "error", "reason": "illegal memory access"}
@@ -44,8 +63,10 @@ def heavy(context):
     mark.unlink()
     return {"status": "ok"}
 
+WRONG = (raises, dies, hangs, hangs_with_a_child, loses_the_device)
+
 def cases(context):
-    found = [Case(f.__name__, f) for f in (fine, raises, dies, hangs, loses_the_device)]
+    found = [Case(f.__name__, f) for f in (*WRONG, fine, a_number_of_another_library, has_room_a_moment_later)]
     heavies = [Case(f"heavy {place}", heavy, heavy=True) for place in range(3)]
     return [*heavies, *found, Case("fine again", fine), Case("fine at last", fine)]
 """
@@ -69,16 +90,21 @@ def results(folder: Path, *, workers: int, limit: float, seconds: float = 300.0,
 
 
 def test_a_worker_that_is_lost_costs_its_own_case(part: Path) -> None:
-    found, left = results(part, workers=2, limit=4.0)
+    found, left = results(part, workers=3, limit=8.0)
     assert left == []
     states = {name: figures["status"] for name, figures in found.items()}
-    wrong = {"raises", "dies", "hangs", "loses_the_device"}
+    wrong = {"raises", "dies", "hangs", "hangs_with_a_child", "loses_the_device"}
     assert {name for name, state in states.items() if state == "error"} == wrong
-    assert len(states) == 10
+    assert len(states) == 13
     assert found["fine"]["dry"] is True
     assert found["raises"]["reason"] == "ValueError: first line"
     assert "exit code -9" in found["dies"]["reason"]
-    assert found["hangs"]["reason"] == "stopped after 4 s"
+    assert found["hangs"]["reason"] == found["hangs_with_a_child"]["reason"] == "stopped after 8 s"
+    assert found["has_room_a_moment_later"]["seconds"] >= 3.0
+    assert found["a_number_of_another_library"]["value"] == "1.5"
+    # What it had started ended with it.
+    child = Path(f"/proc/{(part / 'child').read_text()}/stat")
+    assert not child.exists() or child.read_text().split()[2] == "Z"
     log = (part / "log.txt").read_text()
     assert log.count("a library says hello") == log.count("and a compiler too") == 3
     assert "second line" in log
@@ -86,7 +112,8 @@ def test_a_worker_that_is_lost_costs_its_own_case(part: Path) -> None:
 
 def test_what_has_a_result_is_not_run_again(part: Path) -> None:
     others = tuple(f"heavy {place}" for place in range(3))
-    done = ("raises", "dies", "hangs", "loses_the_device", "fine", *others)
+    wrong = ("raises", "dies", "hangs", "hangs_with_a_child", "loses_the_device")
+    done = (*wrong, "fine", "a_number_of_another_library", "has_room_a_moment_later", *others)
     found, left = results(part, workers=1, limit=60.0, finished=done)
     assert (set(found), left) == ({"fine again", "fine at last"}, [])
 
@@ -94,7 +121,25 @@ def test_what_has_a_result_is_not_run_again(part: Path) -> None:
 def test_when_time_is_up_what_is_left_is_named(part: Path) -> None:
     found, left = results(part, workers=1, limit=60.0, seconds=0.0)
     assert found == {}
-    assert len(left) == 10
+    assert len(left) == 13
+
+
+def test_processes_that_do_not_come_up_again_end_the_part(part: Path) -> None:
+    (part / "padless_test_part.py").write_text(
+        PART
+        + """
+if (MARKS / "once").exists():
+    raise ImportError("the disk is gone")
+(MARKS / "once").touch()
+"""
+    )
+    found, left = results(part, workers=1, limit=60.0, finished=("raises", *(f"heavy {place}" for place in range(3))))
+    reasons = {name: figures["reason"] for name, figures in found.items()}
+    # The first dies in a case; three that should have followed it never came up, and cost one case each.
+    assert "exit code -9" in reasons.pop("dies")
+    assert set(reasons) == {"hangs", "hangs_with_a_child", "loses_the_device"}
+    assert all("no process came up" in reason for reason in reasons.values())
+    assert left == ["fine", "a_number_of_another_library", "has_room_a_moment_later", "fine again", "fine at last"]
 
 
 def test_a_part_that_cannot_be_imported_says_so(part: Path) -> None:

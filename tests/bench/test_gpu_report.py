@@ -7,21 +7,26 @@ import os
 import re
 import subprocess
 import sys
+import types
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from padless.autotune.device import Device
+from padless.autotune.entries import KERNELS, entry_of, is_candidate
+from padless.autotune.exchange import read_exchange, record_tree
 from padless.autotune.kernel_hash import kernel_hashes
-from padless.bench.gpu import attention, candidates, correctness, fused, profile
+from padless.autotune.search import Found
+from padless.bench.gpu import attention, correctness, fused, machine, models, profile, sanitizer, store, tune
 from padless.bench.gpu import report as gpu_report
 from padless.bench.gpu.case import Context
 from padless.bench.gpu.markdown import render
+from padless.bench.gpu.store import Store
 from padless.engine.contract import Call
-from padless.kernels.launch import Config
+from padless.kernels import norm
 
 
 def report(out: Path, *arguments: str, interpret: bool = True) -> subprocess.CompletedProcess[str]:
@@ -44,12 +49,12 @@ def found(dry: Path) -> dict[str, Any]:
     return json.loads((dry / "report.json").read_text())
 
 
-def test_it_leaves_three_files_and_no_partial_one(dry: Path) -> None:
-    assert {file.name for file in dry.iterdir()} == {"report.json", "report.md", "log.txt"}
+def test_it_leaves_its_files_and_no_partial_one(dry: Path) -> None:
+    assert {file.name for file in dry.iterdir()} == {"report.json", "report.md", "log.txt", "configs.json"}
 
 
 def test_every_case_of_every_part_is_sound(found: dict[str, Any]) -> None:
-    assert list(found["parts"]) == ["correctness", "attention", "fused", "candidates"]
+    assert list(found["parts"]) == ["correctness", "attention", "fused", "models", "tune"]
     for part in found["parts"].values():
         assert part["complete"]
         assert part["not_run"] == []
@@ -79,6 +84,23 @@ def test_every_fused_kernel_was_checked_before_it_was_timed(found: dict[str, Any
         assert not {"of_product", "tokens_per_second"} & set(figures)
 
 
+def test_every_system_was_checked_before_it_was_timed(found: dict[str, Any]) -> None:
+    cases = {name: figures for name, figures in found["parts"]["models"]["cases"].items() if name != "ceilings"}
+    assert {name.split("/")[0] for name in cases} == {*models.FAMILIES, "MiniLM-L6"}
+    for name, figures in cases.items():
+        assert set(figures["timed"].values()) == {None}, name
+        assert not {"ratio", "best_peer", "rounds"} & set(figures)
+        assert figures["checked"].keys() == figures["timed"].keys()
+        assert min(row["cosine"] for row in figures["checked"].values()) >= 0.9999
+        assert min(row["apart"] for row in figures["checked"].values()) >= 0.999
+    for family in models.FAMILIES:
+        figures = cases[f"{family}/variable 512"]
+        assert {"padless", "padless, triton", "padless, eager", "transformers, eager"} <= set(figures["timed"])
+        served = "\n".join(figures["explain"])
+        assert re.search(r"attention +cpu", served), served
+    assert "sentence-transformers, batches of 32" in cases["MiniLM-L6/texts"]["timed"]
+
+
 def test_it_says_what_it_ran_on(found: dict[str, Any]) -> None:
     machine = found["machine"]
     assert found["dry"] is True
@@ -101,16 +123,47 @@ def test_a_dry_run_shows_no_figure_that_looks_like_a_gpu_s(dry: Path, found: dic
     assert "needs a GPU" in page
 
 
+def test_every_op_is_tuned_and_a_dry_run_has_no_entries(dry: Path, found: dict[str, Any]) -> None:
+    cases = found["parts"]["tune"]["cases"]
+    assert {name.split("/")[0] for name in cases} == set(KERNELS)
+    for name, figures in cases.items():
+        assert (figures["tried"], figures["refused"], figures["best"]) == (1, {}, None), name
+        assert not {"record", "us", "gain", "timed"} & set(figures)
+    tree = json.loads((dry / "configs.json").read_text())
+    assert (tree["records"], tree["note"]) == ([], "no entries: a dry run measures nothing")
+    assert read_exchange(dry / "configs.json", is_candidate) == ([], [])
+
+
+def test_what_part_tune_found_is_beside_the_report_for_import(tmp_path: Path) -> None:
+    """Entries as a GPU would leave them, through the report's own store, to files that serve."""
+    call = Call("norm", "cuda", torch.bfloat16, sm=90, hidden=768)
+    best = norm.CANDIDATES[3]
+    result = Found(call, norm.default_config(call), best, 90.0, 100.0, 1.11, {}, 1, {}, (), "all tried")
+    device = Device("cuda", "NVIDIA H200", "nvidia-h200", 90, 132, frozenset())
+    entry = entry_of(result, device, "580.95.05")
+    assert entry is not None
+    store = Store(tmp_path, {"gpu": "NVIDIA H200", "commit": "abc"}, {}, dry=False)
+    assert not (tmp_path / "configs.json").exists()
+    store.add("tune", "norm/768", {"status": "ok", "shipped": "a", "best": "b", "tried": 1, "refused": {}, "untried": 0,
+                                   "record": record_tree(device.slug, "norm", entry)})  # fmt: skip
+    records, refused = read_exchange(tmp_path / "configs.json", is_candidate)
+    assert ([record.entries for record in records], refused) == ([(entry,)], [])
+    assert entry.provenance.kernel_hash == kernel_hashes()["norm"]
+    assert (entry.provenance.us, entry.provenance.default_us) == (90.0, 100.0)
+
+
 def test_a_second_run_keeps_what_is_there_and_adds_the_missing_part(dry: Path, tmp_path: Path) -> None:
     known = json.loads((dry / "report.json").read_text())
-    known |= {"parts": {"candidates": known["parts"]["candidates"]}, "kernel_hashes": kernel_hashes()}
-    known["parts"]["candidates"]["cases"]["fp32 d16 full"]["reason"] = "kept from the first run"
+    known |= {"parts": {"tune": known["parts"]["tune"]}, "kernel_hashes": kernel_hashes()}
+    cases = known["parts"]["tune"]["cases"]
+    name = next(iter(cases))
+    cases[name]["reason"] = "kept from the first run"
     (tmp_path / "report.json").write_text(json.dumps(known))
-    done = report(tmp_path, "--dry", "--parts", "candidates,profile")
+    done = report(tmp_path, "--dry", "--parts", "tune,profile")
     assert done.returncode == 0, done.stderr
-    assert "candidates: its results are there already" in done.stdout
+    assert "tune: its results are there already" in done.stdout
     parts = json.loads((tmp_path / "report.json").read_text())["parts"]
-    assert parts["candidates"]["cases"]["fp32 d16 full"]["reason"] == "kept from the first run"
+    assert parts["tune"]["cases"][name]["reason"] == "kept from the first run"
     assert {figures["status"] for figures in parts["profile"]["cases"].values()} == {"left out"}
     assert "a dry run" in (tmp_path / "report.md").read_text()
 
@@ -172,31 +225,11 @@ def test_a_wrong_call_ends_in_one_line(
 
 
 @pytest.mark.parametrize("gibibytes", [8, 24, 70])
-@pytest.mark.parametrize("part", [correctness, attention, fused, candidates, profile])
+@pytest.mark.parametrize("part", [correctness, attention, fused, models, tune, sanitizer, profile])
 def test_the_cases_of_a_gpu_have_names_of_their_own(part: Any, gibibytes: int) -> None:
     names = [case.name for case in part.cases(Context(torch.device("cpu"), False, gibibytes << 30))]
     assert names
     assert len(set(names)) == len(names)
-
-
-def test_no_tiling_is_tried_twice_or_in_vain() -> None:
-    def of(rows: int, keys: int, *, warps: int = 4, stages: int = 2, **blocks: int) -> Config:
-        return Config.of(warps, stages, 255, BLOCK_M=rows, BLOCK_N=keys, **blocks)
-
-    def asked(sm: int, dtype: torch.dtype = torch.bfloat16, head_dim: int = 64) -> Call:
-        return Call("attention", "cuda", dtype, sm=sm, head_dim=head_dim)
-
-    shipped, twin, tma = of(128, 64), of(128, 64, TMA=0), of(128, 64, TMA=1)
-    other, vast = of(64, 64, TMA=0), of(128, 128, stages=4, TMA=0)
-    everything = [twin, tma, other, replace(other, max_registers=None), vast]
-    tried = candidates.worth_trying
-    assert tried(everything, shipped, asked(90)) == [tma, other, everything[3], vast]
-    assert tried(everything, shipped, asked(80)) == [other, everything[3], vast]
-    # 128 x 128 scores and as many sums are all that 128 threads have; 4 x 2 x 128 rows of 256 bytes are not there.
-    assert vast not in tried(everything, shipped, asked(90, head_dim=128))
-    assert tried(everything, shipped, asked(90, torch.float32, 128)) == [other, everything[3]]
-    assert candidates.label(tma) == "BLOCK_M=128 BLOCK_N=64 TMA=1 warps=4 stages=2 registers=255"
-    assert len({candidates.label(config) for config in (*everything, shipped)}) == 6
 
 
 def test_what_was_measured_reads_as_measured() -> None:
@@ -266,7 +299,7 @@ def test_what_was_measured_reads_as_measured() -> None:
     assert "| equal/512 | sdpa cudnn | 90.0 | 89.0 to 91.0 | 389 TFLOP/s | 12.0 | 0.9 |" in page
     assert "- flash-attn 3, left out of 2: not installed" in page
     assert "- **bias/512**: error: the process died with exit code -9" in page
-    assert "- **equal/8192**: not run for want of time" in page
+    assert "- **equal/8192**: not run\n" in page
     assert "- **the part itself**: no process came up" in page
     assert "**not complete**" in page
     assert "| linear/gate, bf16 | 0.50 | 0 | 500 TFLOP/s | 1,000,000 | 1 of the product alone, met |" in page
@@ -274,3 +307,89 @@ def test_what_was_measured_reads_as_measured() -> None:
     assert "| norm/768, fp16 | 0.50 | 0 | not measured | not measured |  |" in page
     assert "| linear/gate, bf16 | op by op | 200.0 | 199.0 to 201.0 | 250 TFLOP/s | 12.0 | 2.0 |" in page
     assert "dry run" not in page
+
+
+SMI = """#!/bin/sh
+case "$1" in
+  --query-gpu=driver_version) echo "580.159.03";;
+  --query-compute-apps=pid) printf '4242\\n4243\\n';;
+  --query-gpu=clocks.sm,*) [ -n "$PADLESS_TEST_OLD" ] && echo 'Field "mig" is not a valid field to query.' && exit 2
+    echo '345, 1980, 3201, 3201, 700.00, 700.00, 31, 4, Enabled, Disabled';;
+  --query-gpu=power.limit) echo '700.00';;
+  --query-gpu=ecc.mode.current) echo '[N/A]';;
+  *) exit 2;;
+esac
+"""
+
+
+@pytest.mark.parametrize("there", ["new", "old", "silent", "none"])
+def test_clocks_and_limits_are_told_as_far_as_they_are_known(
+    there: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "nvidia-smi"
+    if there != "none":
+        program.write_text("#!/bin/sh\nexit 9\n" if there == "silent" else SMI)
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("PADLESS_TEST_OLD", "1" if there == "old" else "")
+    found = machine.settings()
+    if there == "new":
+        assert found == {
+            "sm_clock_mhz": 345.0, "highest_sm_clock_mhz": 1980.0, "memory_clock_mhz": 3201.0,
+            "highest_memory_clock_mhz": 3201.0, "power_limit_w": 700.0, "highest_power_limit_w": 700.0,
+            "temperature_c": 31.0, "memory_used_before_mib": 4.0, "ecc": "Enabled", "mig": "Disabled",
+            "other_processes": 2,
+        }  # fmt: skip
+    else:
+        # One field that a version does not know, or has nothing to say of, costs no other one.
+        assert found == ({"power_limit_w": 700.0, "other_processes": 2} if there == "old" else {})
+    assert machine.driver_version() == ("580.159.03" if there in ("new", "old") else "unknown")
+
+
+def stored(folder: Path) -> store.Store:
+    return store.Store(folder, {"gpu": "A GPU"}, {}, dry=False)
+
+
+def test_a_file_that_cannot_be_written_costs_no_figure(tmp_path: Path) -> None:
+    report = stored(tmp_path)
+    (tmp_path / "report.md").unlink()
+    (tmp_path / "report.md").mkdir()
+    report.add("fused", "a case", {"status": "ok"})
+    assert report.unsaved
+    assert json.loads((tmp_path / "report.json").read_text())["parts"]["fused"]["cases"] == {"a case": {"status": "ok"}}
+    (tmp_path / "report.md").rmdir()
+    report.save()
+    assert report.unsaved is None
+    assert {file.name for file in tmp_path.iterdir()} == {"report.json", "report.md"}
+
+
+def test_a_page_that_cannot_be_made_costs_no_figure(tmp_path: Path) -> None:
+    report = stored(tmp_path)
+    report.add("fused", "a case", {"status": "ok", "of_bound": 0.5})  # and nothing else that the page needs
+    assert "This page could not be made: KeyError" in (tmp_path / "report.md").read_text()
+    assert "a case" in (tmp_path / "report.json").read_text()
+
+
+@pytest.mark.parametrize("drawn", [6, 2, 0, -1])
+def test_pictures_are_at_most_four_and_never_a_failure(
+    drawn: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def draw(report: dict[str, Any], folder: Path) -> list[Path]:
+        if drawn < 0:
+            raise ValueError("no figures\nto draw")
+        made = [folder / f"{place}.png" for place in range(drawn)]
+        for picture in made:
+            picture.write_bytes(b"")
+        return made
+
+    figures: Any = types.ModuleType("padless.bench.plots.figures")
+    figures.draw = draw
+    monkeypatch.setitem(sys.modules, "padless.bench.plots", types.ModuleType("padless.bench.plots"))
+    monkeypatch.setitem(sys.modules, "padless.bench.plots.figures", figures)
+    report = stored(tmp_path)
+    with (tmp_path / "log.txt").open("ab", buffering=0) as log:
+        gpu_report._draw(report, log)
+    assert len(list(tmp_path.glob("*.png"))) == min(max(drawn, 0), 4)
+    said = (tmp_path / "log.txt").read_text()
+    assert said.count("\n") == 1
+    assert ("no pictures: ValueError: no figures" in said) == (drawn < 0)

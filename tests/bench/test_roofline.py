@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from padless.bench.cost import bytes_per_token, launches, product_flops_per_token, weight_bytes
-from padless.bench.job_cost import MODELS
-from padless.bench.roofline import (
+from padless.bench.scaling.job_cost import MODELS
+from padless.bench.scaling.roofline import (
     H200,
     Device,
     Figure,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from padless.bench.job_cost import (
+from padless.bench.scaling.job_cost import (
     DOCUMENTS,
     HOST,
     MODELS,
@@ -21,8 +21,8 @@ from padless.bench.job_cost import (
     job,
     read_tokenisation,
 )
-from padless.bench.roofline import H200, tokens_per_second
-from padless.bench.scaling import RESULTS, main, page
+from padless.bench.scaling.page import RESULTS, main, page
+from padless.bench.scaling.roofline import H200, tokens_per_second
 from padless.bench.workloads import default_model
 from padless.engine.errors import InputError
 
@@ -99,7 +99,7 @@ def test_minilm_is_the_one_that_installs() -> None:
 def test_a_report_of_another_kind_is_refused(tmp_path: Path) -> None:
     other = tmp_path / "tokenisation.json"
     other.write_text('{"rates": [{"threads": 1}]}', encoding="utf-8")
-    with pytest.raises(InputError, match=r"tokenisation.json: expected a report of padless.bench.tokenisation"):
+    with pytest.raises(InputError, match=r"tokenisation.json: expected a report of padless.bench.scaling.tokenisation"):
         read_tokenisation(other)
     shutil.copy(RESULTS / "tokenisation.json", other)
     (tmp_path / "models_mixed_256.json").write_text('{"systems": []}', encoding="utf-8")

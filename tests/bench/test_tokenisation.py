@@ -1,4 +1,4 @@
-"""`python -m padless.bench.tokenisation` on a few texts, and what it says of bad arguments."""
+"""`python -m padless.bench.scaling.tokenisation` on a few texts, and what it says of bad arguments."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer as RustTokenizer
 
-from padless.bench.tokenisation import CORPORA, main
+from padless.bench.scaling.tokenisation import CORPORA, main
 from padless.bench.workloads import default_model
 
 

@@ -70,6 +70,59 @@ def test_the_tiny_workload_is_tiny(workloads: dict[str, Workload]) -> None:
     np.testing.assert_allclose(np.sort(workloads["tiny"].lengths), np.linspace(4, 96, 48), atol=0.5)
 
 
+def test_fixed_lengths_are_fixed(workloads: dict[str, Workload]) -> None:
+    assert set(workloads["fixed_128"].lengths) == {128}
+    assert set(workloads["fixed_512"].lengths) == {512}
+
+
+def test_squad_s_lengths_lie_around_160_and_end_at_384(workloads: dict[str, Workload]) -> None:
+    lengths = workloads["squad_384"].lengths
+    assert (len(lengths), lengths.max(), np.median(lengths)) == (256, 384, 160)
+    assert 165 < lengths.mean() < 180
+    assert 0 < (lengths == 384).mean() < 0.05
+
+
+def test_one_long_text_among_many_short_ones(workloads: dict[str, Workload]) -> None:
+    lengths = workloads["one_long_many_short"].lengths
+    assert sorted(set(lengths)) == [16, 512]
+    assert ((lengths == 512).sum(), len(lengths)) == (1, 512)
+
+
+def test_only_latency_is_one_text_a_call(workloads: dict[str, Workload]) -> None:
+    assert [name for name, workload in workloads.items() if workload.one_by_one] == ["latency"]
+    assert workloads["latency"].batch_size == 1
+
+
+def padding_factor(lengths: np.ndarray, batch_size: int) -> float:
+    batches = [lengths[at : at + batch_size] for at in range(0, len(lengths), batch_size)]
+    return sum(len(batch) * batch.max() for batch in batches) / lengths.sum()
+
+
+@pytest.mark.parametrize("name", ["skewed_256", "mixed_256", "squad_384", "one_long_many_short"])
+def test_a_cut_has_fewer_texts_of_the_same_distribution(workloads: dict[str, Workload], name: str) -> None:
+    whole = workloads[name]
+    cut = whole.cut(4096)
+    assert (cut.name, cut.whole) == (name, len(whole.texts))
+    assert cut.kept_tokens(None) == cut.lengths.sum() == pytest.approx(4096, rel=0.03)
+    following = iter(whole.texts)
+    assert all(text in following for text in cut.texts), "other texts, or in another order"
+    lengths = dict(zip(whole.texts, whole.lengths, strict=True))
+    np.testing.assert_array_equal(cut.lengths, [lengths[text] for text in cut.texts])
+    assert (cut.lengths.min(), cut.lengths.max()) == (whole.lengths.min(), whole.lengths.max())
+    if name != "one_long_many_short":
+        quantiles = [0.25, 0.5, 0.75]
+        np.testing.assert_allclose(np.quantile(cut.lengths, quantiles), np.quantile(whole.lengths, quantiles), rtol=0.1)
+        # Sorted batches hold as much padding as in the whole workload, so that a cut is unfair to nobody.
+        factors = [padding_factor(np.sort(each.lengths), each.batch_size) for each in (whole, cut)]
+        assert factors[0] == pytest.approx(factors[1], rel=0.1)
+
+
+def test_a_cut_counts_what_the_model_keeps_and_leaves_small_workloads_whole(workloads: dict[str, Workload]) -> None:
+    cut = workloads["long"].cut(4096, 512)
+    assert (len(cut.texts), cut.kept_tokens(512)) == (8, 4096)
+    assert workloads["tiny"].cut(4096) is workloads["tiny"]
+
+
 def test_long_texts_are_longer_than_the_model_takes(workloads: dict[str, Workload]) -> None:
     workload = workloads["long"]
     assert len(workload.texts) == 128
@@ -96,7 +149,7 @@ def test_corpora_are_plain_text() -> None:
 
 
 def test_an_unknown_workload_is_named(model: Path) -> None:
-    with pytest.raises(InputError, match=r"^workload 'mixed': unknown, expected one of mixed_256, skewed_256"):
+    with pytest.raises(InputError, match=r"^workload 'mixed': unknown, expected one of skewed_256, mixed_256"):
         load_workload("mixed", model)
 
 

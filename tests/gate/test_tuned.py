@@ -18,6 +18,7 @@ from padless.autotune.store import Store
 from padless.engine.contract import Call
 from padless.kernels import tuned
 from padless.kernels.launch import Config
+from padless.kernels.operators import RUN
 from padless.kernels.tuned import Tuned
 
 H200 = Device("cuda", "NVIDIA H200", slugify("NVIDIA H200"), 90, 132, frozenset())
@@ -102,6 +103,17 @@ def test_a_launcher_runs_with_the_measured_configuration(asked: Asked, name: str
     assert by_file != by_default
     assert other.num_warps in {warps for warps, *_ in by_file}
     assert tuner.source(call) == USER_CACHE
+
+
+def test_statistics_keep_their_runs_whatever_was_measured(asked: Asked) -> None:
+    """A tracer knows the shape of the statistics before it knows the tiling."""
+    by_default = configurations("statistics")
+    tuner, call = asked[-1]
+    other = next(config for config in SPACES["statistics"].candidates if config["BLOCK_N"] != RUN * config["PARTS"])
+    store_of().keep(H200.slug, call.op, [written(tuner, call, other)])
+    tuned.process_lookup().forget()
+    assert tuner.source(call) == USER_CACHE
+    assert configurations("statistics") == by_default
 
 
 @pytest.mark.parametrize("name", TUNABLE)

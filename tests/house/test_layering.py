@@ -25,6 +25,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "device": ("autotune.device",),
     "precision": ("engine.precision",),
     "configs": (
+        "autotune.exchange",
         "autotune.inventory",
         "autotune.kernel_hash",
         "autotune.key",
@@ -61,7 +62,13 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "warmup": ("engine.compilations", "engine.warmup"),
     "jobs": ("engine.jobs", "engine.jobs.*"),
     "public": ("", "__main__", "engine"),
-    "search": ("autotune.search",),
+    "search": (
+        "autotune.cost",
+        "autotune.entries",
+        "autotune.footprint",
+        "autotune.machine",
+        "autotune.search",
+    ),
     "bench": ("bench.**",),
     "cli": ("engine.cli", "engine.cli.**"),
 }

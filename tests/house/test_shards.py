@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,29 @@ def test_each_test_is_in_one_share() -> None:
     assert len(whole) > 10
     assert sorted(test for share in shares for test in share) == sorted(whole)
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_whole_files_are_in_one_share_each(tmp_path: Path) -> None:
+    """On files that are quick to collect: one of many tests and three of few."""
+    sizes = {"a": 9, "b": 2, "c": 3, "d": 3}
+    folder = ROOT / "tests" / "house" / f"made_for_shards_{tmp_path.name}"
+    folder.mkdir()
+    try:
+        for name, size in sizes.items():
+            marked = f"@pytest.mark.parametrize('n', range({size}))"
+            body = f"import pytest\n\n\n{marked}\ndef test_n(n: int) -> None:\n    pass\n"
+            (folder / f"test_{name}.py").write_text(body)
+        shares = [_files(folder, f"--shard={number}/2", "--whole-files") for number in range(2)]
+    finally:
+        shutil.rmtree(folder)
+    assert shares == [["a"] * 9, ["b"] * 2 + ["c"] * 3 + ["d"] * 3]
+
+
+def _files(folder: Path, *options: str) -> list[str]:
+    command = [sys.executable, "-m", "pytest", str(folder), "--collect-only", "-q", "-p", "no:cacheprovider", *options]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120).stdout
+    tests = [line.partition("::")[0] for line in found.splitlines() if "::" in line]
+    return [Path(test).stem.removeprefix("test_") for test in tests]
 
 
 @pytest.mark.parametrize(("body", "status"), [("True", 0), ("number", 1), ("not number", 1)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import models
+from . import compare, jobs, kernels, models, plot
 
 __all__ = ["app"]
 
@@ -16,4 +16,8 @@ def bench() -> None:
     """Measure padless beside its peers on this machine."""
 
 
+app.command("kernels")(kernels.kernels)
 app.command("models")(models.models)
+app.command("jobs")(jobs.jobs)
+app.command("compare")(compare.compare)
+app.command("plot")(plot.plot)

@@ -1,0 +1,55 @@
+"""Small models with random weights, in folders that everybody loads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from padless.bench.models.seeded import write_seeded
+
+_BERT: dict[str, Any] = {
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 36,
+    "initializer_range": 0.2,
+}
+
+SMALL: dict[str, dict[str, Any]] = {
+    "bert": _BERT,
+    "megatron-bert": _BERT,
+    "modernbert": {**_BERT, "num_hidden_layers": 4, "local_attention": 128},
+    "mobilebert": {
+        **_BERT,
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "intermediate_size": 28,
+        "embedding_size": 12,
+        "intra_bottleneck_size": 20,
+        "num_feedforward_networks": 3,
+        "initializer_range": 0.02,
+    },
+    "mt5": {"d_model": 24, "d_kv": 5, "d_ff": 28, "num_layers": 3, "num_heads": 3},
+}
+"""`model_type` -> fields with no two sizes equal by accident; the vocabularies are those of the published models."""
+
+
+@pytest.fixture(scope="session")
+def small_fields() -> dict[str, dict[str, Any]]:
+    return SMALL
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a small model by `model_type`, written once; leave it as it is."""
+    parent = tmp_path_factory.mktemp("small")
+
+    def folder(model_type: str) -> Path:
+        if not (parent / model_type).exists():
+            write_seeded(model_type, parent / model_type, SMALL[model_type])
+        return parent / model_type
+
+    return folder
