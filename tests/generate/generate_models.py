@@ -1,4 +1,8 @@
-"""Tiny random models of transformers, a prompt and a text at a time or fifty, and both sides' generation from them."""
+"""Tiny random models of transformers, and both sides' generation from them.
+
+The models compute in fp64, so that the fp32 logits that both sides choose by are the same to the bit: in fp32 the size
+of the batch would decide between hypotheses whose scores differ by a millionth.
+"""
 
 from __future__ import annotations
 
@@ -92,7 +96,7 @@ def mt5() -> Family:
         with torch.no_grad():
             model.lm_head.weight.normal_(std=3.0)
             model.lm_head.bias.zero_()[END] = 3.0
-    return Family("mt5", model.eval())
+    return Family("mt5", model.double().eval())
 
 
 def megatron_bert() -> Family:
@@ -107,7 +111,7 @@ def megatron_bert() -> Family:
         model = transformers.MegatronBertForCausalLM(config)
     with torch.no_grad():
         model.cls.predictions.bias[END] = 0.7
-    return Family("megatron_bert", model.eval())
+    return Family("megatron_bert", model.double().eval())
 
 
 def settings(family: Family) -> dict[str, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Token for token what `generate` of transformers writes, in fp32, from the logits of the same tiny models."""
+"""Token for token what `generate` of transformers writes from the same fp32 logits of tiny models."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_the_models_have_no_ties_and_end_at_many_lengths(family: Family) -> None
     assert gaps.max() < -1e-4
 
 
-@pytest.mark.parametrize("count", [50, pytest.param(1000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("count", [50, pytest.param(400, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("length", [{"max_new_tokens": 1}, {"max_new_tokens": 14}, {"max_length": 17}], ids=str)
 def test_greedy(family: Family, count: int, length: dict[str, int]) -> None:
     assert_same(family, family.prompts(count), **length)
@@ -96,7 +96,7 @@ def test_each_pair_of_options_in_both_searches(family: Family, options: dict[str
             assert_same(family, family.prompts(200, seed=9), max_length=22, **asked)
 
 
-@pytest.mark.parametrize("count", [50, pytest.param(400, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("count", [50, pytest.param(200, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("search", BEAMS, ids=lambda search: "-".join(map(str, search.values())))
 def test_beams(family: Family, search: dict[str, Any], count: int) -> None:
     ends = [END] if search["num_beams"] % 2 else [END, 9, 23]
@@ -107,7 +107,7 @@ def test_beams(family: Family, search: dict[str, Any], count: int) -> None:
 @pytest.mark.parametrize("ends", [[END], [END, 9, 23]], ids=str)
 @pytest.mark.parametrize("early", [False, True, "never"])
 def test_all_beams(family: Family, early: bool | str, ends: list[int]) -> None:
-    for beams, penalty in itertools.product(range(2, 7), (-2.0, -0.5, 0.0, 0.5, 1.0, 3.0)):
+    for beams, penalty in itertools.product((2, 3, 6), (-2.0, -0.5, 0.5, 3.0)):
         search = {"num_beams": beams, "num_return_sequences": beams, "length_penalty": penalty, "early_stopping": early}
         assert_same(family, family.prompts(200), max_new_tokens=16, eos_token_id=ends, **search)
 
@@ -135,7 +135,7 @@ def test_ties(family: Family, search: dict[str, Any]) -> None:
             assert_same(Family(family.name, model), [prompt], max_new_tokens=8, **search, **asked)
 
 
-@pytest.mark.parametrize("count", [50, pytest.param(300, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("count", [50, pytest.param(200, marks=pytest.mark.soak)])
 @pytest.mark.parametrize(
     "drawn",
     [
@@ -188,13 +188,13 @@ def test_scores(family: Family, search: dict[str, Any]) -> None:
     for mine, other in zip(ours.scores, theirs.scores, strict=True):
         rows = mine.any(dim=1)
         going += int(rows.sum())
-        torch.testing.assert_close(mine[rows], other[rows], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(mine[rows], other[rows], rtol=1e-6, atol=1e-6)
     assert ours.lengths is not None
     if not search:
         assert torch.equal(ours.sequences, theirs.sequences)
         assert going == int(ours.lengths.sum())
         return
-    torch.testing.assert_close(ours.sequences_scores, theirs.sequences_scores, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours.sequences_scores, theirs.sequences_scores, rtol=1e-6, atol=1e-6)
     assert ours.beam_indices is not None
     assert torch.equal(ours.beam_indices, theirs.beam_indices.long())
 

@@ -100,6 +100,12 @@ def test_where_there_is_no_file_the_configuration_counts(family: Family, tmp_pat
     for name in ("no_repeat_ngram_size", "max_length", "pad_token_id"):
         assert getattr(options, name) == getattr(theirs, name)
     assert options.eos_token_id == (theirs.eos_token_id,) == (9,)
+    beside_a_file = GenerationOptions.resolve({}, config=config, generation_config={"eos_token_id": END})
+    assert (beside_a_file.max_length, beside_a_file.no_repeat_ngram_size, beside_a_file.eos_token_id) == (
+        None,
+        0,
+        (END,),
+    )
 
 
 def test_the_file_is_read_with_suspicion(tmp_path: Path) -> None:
