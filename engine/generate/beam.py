@@ -59,11 +59,10 @@ def search(decoder: Decoder, prompts: Sequence[Tensor], options: GenerationOptio
     """
     width, total = options.num_beams, len(prompts)
     running = Running.of(prompts, options)
-    steps = int((running.longest - running.prompts).max()) - 1
-    _check_penalty(options.length_penalty, steps + 1)
-    logits = decoder.start(prompts, steps=steps, sequences=total * width)
+    _check_penalty(options.length_penalty, running.steps + 1)
+    logits = decoder.start(prompts, steps=running.steps, sequences=total * width)
     device = logits.device
-    one_by_one = _Step(options, total, device)
+    one_more = _Step(options, total, device)
     # All beams of a prompt begin alike: only the first counts, or they would stay so.
     scores = torch.full((total, width), UNLIKELY, device=device)
     scores[:, 0] = 0.0
@@ -71,15 +70,15 @@ def search(decoder: Decoder, prompts: Sequence[Tensor], options: GenerationOptio
     beams = Beams(torch.arange(total), running, scores, nothing, Hypotheses.none(total, width, device))
     found: list[Hypotheses | None] = [None] * total
     while True:
-        beams, parents, done = one_by_one(beams, logits)
+        beams, parents, done = one_more(beams, logits)
         if done.any():
             for row in done.nonzero()[:, 0].tolist():
                 found[beams.prompts[row]] = beams.hypotheses.take(torch.tensor([row], device=device))
             if done.all():
-                return _written(found, one_by_one.scores, options)
+                return _written(found, one_more.scores, options)
             beams, parents = _leave_behind(beams, parents, (~done).nonzero()[:, 0])
         decoder.reorder(parents.flatten())
-        logits = decoder.step(beams.running.tokens[:, -1])
+        logits = decoder.step(beams.running.last)
 
 
 class _Step:
@@ -112,8 +111,8 @@ class _Step:
         values = values + ends.to(values.dtype) * UNLIKELY
         on = values.topk(width).indices
         values, parents, tokens = (x.gather(1, on) for x in (values, parents, tokens))
-        first_rows = torch.arange(count, device=logits.device)[:, None] * per_prompt
-        rows = first_rows + (parents if per_prompt > 1 else torch.zeros_like(parents))
+        # Before the first step a prompt has one row.
+        rows = torch.arange(count, device=logits.device)[:, None] * per_prompt + parents.clamp(max=per_prompt - 1)
         lengths = torch.arange(count).repeat_interleave(width) * per_prompt
         running = beams.running.take(rows.flatten(), lengths).append(tokens.flatten())
         origins = torch.cat((gather(beams.origins, parents), parents[:, :, None]), dim=2)
@@ -192,5 +191,5 @@ def _written(found: list[Hypotheses | None], scores: list[Tensor], options: Gene
 
 
 def _check_penalty(penalty: float, longest: int) -> None:
-    if penalty * math.log(longest) > 700:  # its power of the length is no double any more
-        raise OptionError(f"length_penalty: {penalty:g} is too much for a length of {longest} tokens")
+    if abs(penalty) * math.log(longest) > 700:  # its power of the length is no double any more
+        raise OptionError(f"length_penalty: {penalty:g} is beyond reason for a length of {longest} tokens")

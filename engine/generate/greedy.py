@@ -62,44 +62,53 @@ def write(
         OptionError: a sequence for which no token is left, or whose scores are no numbers.
     """
     copies = options.num_return_sequences
+    total = len(prompts) * copies
     running = Running.of(prompts, options)
-    steps, total = int((running.longest - running.prompts).max()) - 1, len(prompts) * copies
-    logits = decoder.start(prompts, steps=steps, sequences=total)
-    device = logits.device
-    steps_of_scores = processors(options, device)
-    ends = torch.tensor(options.eos_token_id, dtype=torch.int64, device=device)
-    # Which sequence each row is, and which of the decoder's rows it continues.
-    sequences = torch.arange(total)
-    rows = sequences // copies
+    logits = decoder.start(prompts, steps=running.steps, sequences=total)
+    one_more = _Step(options, total, choose, logits.device)
+    sequences = torch.arange(total)  # which one each row is
+    rows: Tensor | None = None  # of the decoder, that each row continues; None: they are the same
     if copies > 1:
-        running, logits = running.take(rows), logits[rows.to(device)]
-    moved = copies > 1
+        rows = sequences // copies
+        running, logits = running.take(rows), logits[rows.to(logits.device)]
     tokens: list[Tensor] = [torch.empty(0)] * total
-    kept_scores: list[Tensor] = []
     while True:
-        scores = process(steps_of_scores, running, logits)
-        if options.output_scores:
-            kept_scores.append(in_full(scores, sequences, total))
-        chosen, allowed = choose(scores, sequences)
-        running = running.append(chosen)
-        ended, allowed = torch.stack((torch.isin(chosen, ends), allowed)).cpu()
-        if not allowed.all():
-            refuse(int(sequences[~allowed][0]) // copies, running.new)
-        ended |= running.full
+        running, ended = one_more(running, sequences, logits)
         if ended.any():
-            for sequence, written in zip(
-                sequences[ended].tolist(), running.take(ended.nonzero()[:, 0]).written, strict=True
-            ):
+            on, off = (~ended).nonzero()[:, 0], ended.nonzero()[:, 0]
+            for sequence, written in zip(sequences[off].tolist(), running.take(off).written, strict=True):
                 tokens[sequence] = written
-            on = (~ended).nonzero()[:, 0]
             if not len(on):
-                return Written(tokens, tuple(kept_scores))
-            running, chosen, sequences, rows = running.take(on), chosen[on.to(device)], sequences[on], rows[on]
-            moved = True
-        if moved:
-            decoder.reorder(rows.to(device))
-            rows, moved = torch.arange(len(rows)), False
-        logits = decoder.step(chosen)
+                return Written(tokens, tuple(one_more.scores))
+            running, sequences = running.take(on), sequences[on]
+            rows = on if rows is None else rows[on]
+        if rows is not None:
+            decoder.reorder(rows.to(logits.device))
+            rows = None
+        logits = decoder.step(running.last)
+
+
+class _Step:
+    """One more token for every row, and the scores it was chosen by where they are to be kept."""
+
+    def __init__(self, options: GenerationOptions, total: int, choose: Choice, device: torch.device) -> None:
+        self.options, self.total, self.choose = options, total, choose
+        self.processors = processors(options, device)
+        self.ends = torch.tensor(options.eos_token_id, dtype=torch.int64, device=device)
+        self.scores: list[Tensor] = []
+
+    def __call__(self, running: Running, sequences: Tensor, logits: Tensor) -> tuple[Running, Tensor]:
+        """The rows one token longer, and which of them end with it, bool `[rows]` on the host."""
+        scores = process(self.processors, running, logits)
+        if self.options.output_scores:
+            self.scores.append(in_full(scores, sequences, self.total))
+        chosen, allowed = self.choose(scores, sequences)
+        running = running.append(chosen)
+        # The only time in a step that the host waits for the device.
+        ended, allowed = torch.stack((torch.isin(chosen, self.ends), allowed)).cpu()
+        if not allowed.all():
+            refuse(int(sequences[~allowed][0]) // self.options.num_return_sequences, running.new)
+        return running, ended | running.full
 
 
 def in_full(scores: Tensor, rows: Tensor, total: int) -> Tensor:

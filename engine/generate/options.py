@@ -5,18 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
 
-from ..config import LARGEST_CONFIG, read_json
-from ..errors import ConfigError, OptionError
-from .rules import IDLE, IDLE_ARGUMENTS, RULES, SAMPLING_ONLY, WITHOUT_EFFECT, Unexpected
+from ..errors import OptionError
+from .rules import FOR_SAMPLING
+from .sources import GENERATION_CONFIG_NAME, OFF, checked_values
 
-__all__ = ["GENERATION_CONFIG_NAME", "GenerationOptions", "read_generation_config"]
-
-GENERATION_CONFIG_NAME = "generation_config.json"
+__all__ = ["GenerationOptions"]
 
 DEFAULT_NEW_TOKENS = 20
 """Where no source names a length."""
@@ -58,7 +55,7 @@ class GenerationOptions:
         pad_token_id: what stands behind finished sequences; without one the first end token.
         bos_token_id: start token of a decoder that has no other.
         decoder_start_token_id: start token of an encoder-decoder's decoder; several: one for each text.
-        output_scores: keep the processed logits (log probabilities for beams) of each step.
+        output_scores: keep the processed logits (log probabilities for beams) of each step; only beside the next.
         return_dict_in_generate: whether a caller of transformers' spelling wants more than the sequences.
     """
 
@@ -119,28 +116,10 @@ class GenerationOptions:
             OptionError: an argument that is unknown, not supported or out of range, or contradicts another option.
             ConfigError: the same of a value in the model's file.
         """
-        arguments = dict(arguments)
-        own = _said(arguments.pop("generation_config", None))
-        if unknown := sorted({*arguments} - {*RULES, *IDLE, *IDLE_ARGUMENTS, *WITHOUT_EFFECT}):
-            raise OptionError(f"generate: unknown argument {', '.join(unknown)}")
-        model = _said(config if generation_config is None else generation_config)
-        where = "config.json" if generation_config is None else source
-        vocab_size = config["vocab_size"]
-        own = {**own, **arguments}
-        sampling = bool({**model, **own}.get("do_sample"))
-        for name, value in {**model, **own}.items():
-            _refuse_unsupported(name, value, sampling, where if name not in own else None)
         defaults = {item.name: item.default for item in fields(cls)}
-        values: dict[str, Any] = {}
-        for name, rule in RULES.items():
-            if name in own:
-                values[name] = _OFF.get(name, defaults[name])
-                if own[name] is not None:
-                    values[name] = _checked(name, own[name], rule, vocab_size, None)
-            elif name in model and (sampling or name not in _FOR_SAMPLING):
-                values[name] = _checked(name, model[name], rule, vocab_size, where)
+        values, asked = checked_values(arguments, config, generation_config, source, defaults)
         positions = config.get("max_position_embeddings")
-        options = cls(vocab_size=vocab_size, max_position_embeddings=positions, asked=frozenset(own), **values)
+        options = cls(vocab_size=config["vocab_size"], max_position_embeddings=positions, asked=asked, **values)
         options._check()
         return options
 
@@ -172,11 +151,13 @@ class GenerationOptions:
                 f"num_return_sequences: expected at most num_beams, {self.num_beams}, got {self.num_return_sequences}"
             )
         for name, forced in (
-            ("forced_bos_token_id", {self.forced_bos_token_id} - {None}),
+            ("forced_bos_token_id", set() if self.forced_bos_token_id is None else {self.forced_bos_token_id}),
             ("forced_eos_token_id", {*self.forced_eos_token_id}),
         ):
             if forced and forced <= {*self.suppress_tokens}:
-                raise OptionError(f"{name}: {_listed(forced)} can not be chosen, suppress_tokens names it too")
+                raise OptionError(
+                    f"{name}: {', '.join(map(str, sorted(forced)))} cannot be chosen, suppress_tokens names it too"
+                )
         if self.seed is not None and self.generator is not None:
             raise OptionError("seed: given beside generator, expected one or the other")
         if self.num_beams * self.vocab_size < self.candidates:
@@ -218,63 +199,10 @@ class GenerationOptions:
         logger.warning("%s (from the model's files); sequences end at the latter", message)
 
     def _warn_of_idle(self) -> None:
-        idle = [name for name in _FOR_SAMPLING if name in self.asked and not self.do_sample]
+        idle = [name for name in FOR_SAMPLING if name in self.asked and not self.do_sample]
         idle += [name for name in ("early_stopping", "length_penalty") if name in self.asked and self.num_beams == 1]
         defaults = {item.name: item.default for item in fields(self)}
-        idle = [name for name in idle if getattr(self, name) not in (defaults[name], _OFF.get(name))]
+        idle = [name for name in idle if getattr(self, name) not in (defaults[name], OFF.get(name))]
         if idle:
-            needed = "do_sample=True" if set(idle) <= {*_FOR_SAMPLING} else "do_sample=True or num_beams above 1"
+            needed = "do_sample=True" if set(idle) <= {*FOR_SAMPLING} else "do_sample=True or num_beams above 1"
             logger.warning("generate: %s: no effect without %s", ", ".join(idle), needed)
-
-
-_FOR_SAMPLING = ("temperature", "top_k", "top_p", "seed", "generator")
-_OFF: dict[str, Any] = {"top_k": 0}
-"""What None as an argument means, where it is not the default."""
-
-
-def read_generation_config(folder: Path) -> dict[str, Any] | None:
-    """What the folder's `generation_config.json` holds; None where there is no such file.
-
-    Raises:
-        ConfigError: the file is unreadable, too large, not JSON or not an object.
-    """
-    path = folder / GENERATION_CONFIG_NAME
-    return read_json(path, what="generation configuration", largest=LARGEST_CONFIG) if path.exists() else None
-
-
-def _said(source: Any) -> dict[str, Any]:
-    if source is None:
-        return {}
-    if not isinstance(source, Mapping):
-        if not hasattr(source, "to_dict"):
-            raise OptionError(f"generation_config: expected a mapping or None, got a {type(source).__name__}")
-        source = source.to_dict()
-    return {name: value for name, value in source.items() if value is not None}
-
-
-def _checked(name: str, value: Any, rule: Any, vocab_size: int, where: str | None) -> Any:
-    try:
-        return rule(value, vocab_size)
-    except Unexpected as expected:
-        raise _error(where, f"{name}: expected {expected}, got {_short(value)}") from None
-
-
-def _refuse_unsupported(name: str, value: Any, sampling: bool, where: str | None) -> None:
-    idle = IDLE if where is not None else {**IDLE, **IDLE_ARGUMENTS}
-    if name not in idle or value is None or (name in SAMPLING_ONLY and not sampling):
-        return
-    if value != idle[name]:
-        raise _error(where, f"{name}: {_short(value)} is not supported, expected {idle[name]!r}")
-
-
-def _error(where: str | None, message: str) -> ConfigError | OptionError:
-    return OptionError(message) if where is None else ConfigError(f"{where}: {message}")
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _listed(tokens: set[Any]) -> str:
-    return ", ".join(map(str, sorted(tokens)))

@@ -91,11 +91,9 @@ def no_repeated_ngrams(size: int) -> Processor:
         width = running.tokens.shape[1]
         if width < size:
             return scores
+        # Where a row is shorter than the last tokens are long, they begin with what stands in front of it: found once.
         earlier = running.tokens.unfold(1, size, 1)
         repeated = (earlier[..., :-1] == running.tokens[:, None, width + 1 - size :]).all(dim=-1)
-        if (running.lengths < width).any():
-            starts = (width - running.lengths).to(scores.device)
-            repeated &= torch.arange(width + 1 - size, device=scores.device) >= starts[:, None]
         return _refuse(scores, earlier[..., -1], repeated)
 
     return refuse

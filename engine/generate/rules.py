@@ -9,7 +9,17 @@ from typing import Any
 
 import torch
 
-__all__ = ["IDLE", "IDLE_ARGUMENTS", "RULES", "SAMPLING_ONLY", "WITHOUT_EFFECT", "Unexpected"]
+__all__ = [
+    "ARGUMENTS_ONLY",
+    "FOR_SAMPLING",
+    "IDLE",
+    "IDLE_ARGUMENTS",
+    "RULES",
+    "SAMPLING_ONLY",
+    "WITHOUT_EFFECT",
+    "Rule",
+    "Unexpected",
+]
 
 LARGEST = 2**24
 """Of a length or a number of sequences; far beyond any use, far below what breaks an allocation's arithmetic."""
@@ -122,6 +132,12 @@ RULES: dict[str, Rule] = {
     "output_scores": _flag,
     "return_dict_in_generate": _flag,
 }
+
+FOR_SAMPLING = ("temperature", "top_k", "top_p", "seed", "generator")
+"""Those of RULES that count where tokens are drawn."""
+
+ARGUMENTS_ONLY = frozenset(("seed", "generator"))
+"""Those of RULES that no file can name."""
 
 SAMPLING_ONLY: dict[str, Any] = {
     "min_p": None,

@@ -60,6 +60,16 @@ class Running:
         """The new tokens; int64 `[rows, new]`."""
         return self.tokens[:, self.tokens.shape[1] - self.new :]
 
+    @property
+    def last(self) -> Tensor:
+        """The last token of each row; int64 `[rows]`."""
+        return self.tokens[:, -1].contiguous()
+
+    @property
+    def steps(self) -> int:
+        """Steps of a decoder until the last row has its greatest length; the last token of each is never read."""
+        return int((self.longest - self.lengths).max()) - 1
+
     def take(self, rows: Tensor, lengths: Tensor | None = None) -> Self:
         """The rows of these numbers, in this order; they may repeat.
 

@@ -42,7 +42,8 @@ class Recomputing:
 
     def reorder(self, rows: Tensor) -> None:
         assert rows.dtype == torch.int64
-        self.tokens, self.lengths, self.texts = self.tokens[rows], self.lengths[rows], self.texts[rows]
+        self.lengths, self.texts = self.lengths[rows], self.texts[rows]
+        self.tokens = self.tokens[rows, : self.lengths.max()]
 
     def logits(self) -> Tensor:
         """`[rows, width, vocab]` for all of `tokens`; those behind `lengths` are padding, which no model here sees."""

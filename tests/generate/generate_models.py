@@ -1,4 +1,8 @@
-"""Tiny random models of transformers, a prompt and a text at a time or fifty, and both sides' generation from them."""
+"""Tiny random models of transformers, and both sides' generation from them.
+
+The models compute in fp64, so that the fp32 logits that both sides choose by are the same to the bit: in fp32 the size
+of the batch would decide between hypotheses whose scores differ by a millionth.
+"""
 
 from __future__ import annotations
 
@@ -30,11 +34,11 @@ class Family:
     def seq2seq(self) -> bool:
         return self.model.config.is_encoder_decoder
 
-    def prompts(self, count: int, seed: int = 0) -> list[Tensor]:
-        """`count` random prompts; their lengths come in groups."""
+    def prompts(self, count: int, seed: int = 0, lengths: Sequence[int] = (1, 2, 4, 7, 12)) -> list[Tensor]:
+        """`count` random prompts, as many of each length."""
         draw = torch.Generator().manual_seed(seed + 100)
-        lengths = (1, 2, 4, 7, 12)
-        return [torch.randint(4, VOCABULARY, (lengths[i * 5 // count],), generator=draw) for i in range(count)]
+        each = [lengths[number * len(lengths) // count] for number in range(count)]
+        return [torch.randint(4, VOCABULARY, (length,), generator=draw) for length in each]
 
     def ours(self, prompts: Sequence[Tensor], **arguments: Any) -> tuple[Generated, Recomputing]:
         options = self.options(**arguments)
@@ -92,7 +96,7 @@ def mt5() -> Family:
         with torch.no_grad():
             model.lm_head.weight.normal_(std=3.0)
             model.lm_head.bias.zero_()[END] = 3.0
-    return Family("mt5", model.eval())
+    return Family("mt5", model.double().eval())
 
 
 def megatron_bert() -> Family:
@@ -107,7 +111,7 @@ def megatron_bert() -> Family:
         model = transformers.MegatronBertForCausalLM(config)
     with torch.no_grad():
         model.cls.predictions.bias[END] = 0.7
-    return Family("megatron_bert", model.eval())
+    return Family("megatron_bert", model.double().eval())
 
 
 def settings(family: Family) -> dict[str, dict[str, Any]]:
@@ -147,21 +151,19 @@ def _rows(result: Generated) -> list[tuple[list[int], int]]:
 def assert_same(family: Family, prompts: Sequence[Tensor], **arguments: Any) -> list[list[int]]:
     """Both sides write the same; returns our new tokens."""
     result, _ = family.ours(prompts, **arguments)
-    copies = arguments.get("num_return_sequences", 1)
+    options = family.options(**arguments)
+    copies, ends = options.num_return_sequences, {*options.eos_token_id}
     beginnings = [1] * len(prompts) if family.seq2seq else [len(prompt) for prompt in prompts]
     whole = [row for output in family.theirs(prompts, **arguments) for row in output.sequences.tolist()]
-    ends = arguments.get("eos_token_id", END)
-    ends = set(ends if isinstance(ends, list) else [ends])
     written = []
     assert len(whole) == len(result.sequences) == len(prompts) * copies
     for number, (row, length) in enumerate(_rows(result)):
         prompt, theirs = prompts[number // copies], whole[number][beginnings[number // copies] :]
-        longest = arguments.get("max_new_tokens") or arguments["max_length"] - beginnings[number // copies]
         ours = row[:length]
         assert ours == theirs[:length], f"{number}: {prompt.tolist()}"
         assert {*row[length:]} <= {PAD}
         assert {*theirs[length:]} <= {PAD, *ends}  # the beam search of transformers fills with an end token
-        assert ours[-1] in ends or length == longest
+        assert ours[-1] in ends or length == len(theirs)
         assert not ends & {*ours[:-1]}
         written.append(ours)
     return written

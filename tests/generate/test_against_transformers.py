@@ -1,13 +1,14 @@
-"""Token for token what `generate` of transformers writes, in fp32, from the logits of the same tiny models."""
+"""Token for token what `generate` of transformers writes from the same fp32 logits of tiny models."""
 
 from __future__ import annotations
 
+import copy
 import itertools
 from typing import Any
 
 import pytest
 import torch
-from generate_models import END, Family, assert_same, megatron_bert, mt5, settings
+from generate_models import END, PAD, VOCABULARY, Family, assert_same, megatron_bert, mt5, settings
 
 FAMILIES = {"mt5": mt5, "megatron_bert": megatron_bert}
 NAMES = (
@@ -56,7 +57,7 @@ def test_the_models_have_no_ties_and_end_at_many_lengths(family: Family) -> None
     assert gaps.max() < -1e-4
 
 
-@pytest.mark.parametrize("count", [50, pytest.param(1000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("count", [50, pytest.param(400, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("length", [{"max_new_tokens": 1}, {"max_new_tokens": 14}, {"max_length": 17}], ids=str)
 def test_greedy(family: Family, count: int, length: dict[str, int]) -> None:
     assert_same(family, family.prompts(count), **length)
@@ -75,20 +76,27 @@ def test_the_table_names_all_options(options: dict[str, Any]) -> None:
     assert [*options] == [*NAMES]
 
 
-@pytest.mark.parametrize("kind", SEARCHES)
-@pytest.mark.parametrize("count", [10, pytest.param(200, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("name", NAMES)
-def test_each_pair_of_options(family: Family, options: dict[str, Any], name: str, kind: str, count: int) -> None:
-    """With every option that stands behind it in the table."""
+def test_each_pair_of_options(family: Family, options: dict[str, Any], name: str) -> None:
+    """With every option that stands behind it in the table, one kind of search after the other."""
+    prompts = family.prompts(8, seed=7, lengths=(1, 5))
+    for number, other in enumerate(NAMES[NAMES.index(name) + 1 :]):
+        if not options[name].keys() & options[other].keys():
+            search = [*SEARCHES.values()][number % 2]
+            assert_same(family, prompts, max_length=16, **options[name], **options[other], **search)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("kind", SEARCHES)
+@pytest.mark.parametrize("name", NAMES)
+def test_each_pair_of_options_in_both_searches(family: Family, options: dict[str, Any], name: str, kind: str) -> None:
     for other in NAMES[NAMES.index(name) + 1 :]:
-        if options[name].keys() & options[other].keys():
-            continue
-        assert_same(
-            family, family.prompts(count, seed=7), max_length=22, **options[name], **options[other], **SEARCHES[kind]
-        )
+        if not options[name].keys() & options[other].keys():
+            asked = {**options[name], **options[other], **SEARCHES[kind]}
+            assert_same(family, family.prompts(200, seed=9), max_length=22, **asked)
 
 
-@pytest.mark.parametrize("count", [50, pytest.param(400, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("count", [50, pytest.param(200, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("search", BEAMS, ids=lambda search: "-".join(map(str, search.values())))
 def test_beams(family: Family, search: dict[str, Any], count: int) -> None:
     ends = [END] if search["num_beams"] % 2 else [END, 9, 23]
@@ -99,7 +107,7 @@ def test_beams(family: Family, search: dict[str, Any], count: int) -> None:
 @pytest.mark.parametrize("ends", [[END], [END, 9, 23]], ids=str)
 @pytest.mark.parametrize("early", [False, True, "never"])
 def test_all_beams(family: Family, early: bool | str, ends: list[int]) -> None:
-    for beams, penalty in itertools.product(range(2, 7), (-2.0, -0.5, 0.0, 0.5, 1.0, 3.0)):
+    for beams, penalty in itertools.product((2, 3, 6), (-2.0, -0.5, 0.5, 3.0)):
         search = {"num_beams": beams, "num_return_sequences": beams, "length_penalty": penalty, "early_stopping": early}
         assert_same(family, family.prompts(200), max_new_tokens=16, eos_token_id=ends, **search)
 
@@ -110,7 +118,24 @@ def test_beams_that_never_end(family: Family) -> None:
     )
 
 
-@pytest.mark.parametrize("count", [50, pytest.param(300, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("search", [{}, {"num_beams": 3, "num_return_sequences": 3}, {"num_beams": 5}], ids=str)
+def test_ties(family: Family, search: dict[str, Any]) -> None:
+    """Logits of three values, whatever the text: nearly every choice is one among equals.
+
+    One prompt at a time: which of two equal hypotheses comes first in transformers depends on how long others search.
+    """
+    model = copy.deepcopy(family.model)
+    head = model.lm_head if family.seq2seq else model.cls.predictions.decoder
+    values = torch.randint(3, (VOCABULARY,), generator=torch.Generator().manual_seed(1)).float()
+    with torch.no_grad():
+        head.weight.zero_()
+        head.bias.copy_(values)
+    for asked in ({}, {"no_repeat_ngram_size": 2}, {"repetition_penalty": 1.5}, {"bad_words_ids": [[2], [4, 5]]}):
+        for prompt in family.prompts(3, lengths=(1, 2, 9)):
+            assert_same(Family(family.name, model), [prompt], max_new_tokens=8, **search, **asked)
+
+
+@pytest.mark.parametrize("count", [50, pytest.param(200, marks=pytest.mark.soak)])
 @pytest.mark.parametrize(
     "drawn",
     [
@@ -163,14 +188,26 @@ def test_scores(family: Family, search: dict[str, Any]) -> None:
     for mine, other in zip(ours.scores, theirs.scores, strict=True):
         rows = mine.any(dim=1)
         going += int(rows.sum())
-        torch.testing.assert_close(mine[rows], other[rows], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(mine[rows], other[rows], rtol=1e-6, atol=1e-6)
     assert ours.lengths is not None
     if not search:
         assert torch.equal(ours.sequences, theirs.sequences)
         assert going == int(ours.lengths.sum())
         return
-    torch.testing.assert_close(ours.sequences_scores, theirs.sequences_scores, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours.sequences_scores, theirs.sequences_scores, rtol=1e-6, atol=1e-6)
     assert ours.beam_indices is not None
     assert torch.equal(ours.beam_indices, theirs.beam_indices.long())
-    end = family.model.config.eos_token_id
-    assert theirs.sequences[:, -1].isin(torch.tensor([end])).any(), "transformers fills with the end token no more"
+
+
+def test_padding_is_the_pad_token_in_a_beam_search_too() -> None:
+    """transformers fills with the end token where the pad token's id is 0; should it change, so can this package's
+    documentation."""
+    family = mt5()
+    prompts = family.prompts(50)
+    ours, _ = family.ours(prompts, max_new_tokens=10, num_beams=3)
+    (theirs,) = family.theirs(prompts, max_new_tokens=10, num_beams=3)
+    assert ours.lengths is not None
+    behind = torch.arange(ours.sequences.shape[1]) > ours.lengths[:, None]
+    assert behind.sum() > 20
+    assert {*ours.sequences[behind].tolist()} == {PAD}
+    assert {*theirs.sequences[behind].tolist()} == {END}
