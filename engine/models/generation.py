@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from ..batch import PackedBatch
 from ..errors import InputError, OptionError
 from ..generate.generate import Generated, decoder_prompts, generate
-from ..generate.options import GenerationOptions, read_generation_config
+from ..generate.options import GenerationOptions
+from ..generate.sources import read_generation_config
 from .causal import CausalModel
 from .decoding import Decoding, Texts
 from .kv_cache import KeyValueCache

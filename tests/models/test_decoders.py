@@ -196,8 +196,8 @@ def test_what_only_a_decoder_takes() -> None:
         model("megatron")(draw(2, 3), encoder_hidden_states=torch.zeros(2, 3, 24, dtype=torch.float64))
     with pytest.raises(padless.ConfigError, match="add_cross_attention: expected is_decoder beside it"):
         padless.MegatronBertConfig(**{**SIZES, "is_decoder": False, "add_cross_attention": True})
+    past = model("megatron")(draw(1, 64), use_cache=True).past_key_values
     with pytest.raises(InputError, match="position_ids: expected 0 to 63"):
-        past = model("megatron")(draw(1, 64), use_cache=True).past_key_values
         model("megatron")(draw(1, 1), past_key_values=past)
 
 
