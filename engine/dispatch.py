@@ -41,6 +41,7 @@ TABLE: dict[str, tuple[Impl, ...]] = {
     ),
     "decode_attention": (
         _triton("decode:decode_attention"),
+        Impl("cpu", f"{_OPS}.cpu.decode:decode_attention", Requires("cpu")),
         Impl("eager", f"{_OPS}.decode:decode_attention", differentiable=True, deterministic=True),
     ),
     "linear": (
