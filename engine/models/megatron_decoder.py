@@ -30,7 +30,8 @@ class _Heads(JoinedLayers):
 
     def split(self, product: Tensor) -> tuple[Tensor, ...]:
         """`[tokens, n * hidden]` to n times `[tokens, heads, head_dim]`."""
-        return product.view(len(product), -1, self.heads, self.head_dim).unbind(1)
+        tokens, width = product.shape
+        return product.view(tokens, width // (self.heads * self.head_dim), self.heads, self.head_dim).unbind(1)
 
     def _together(self) -> tuple[nn.Linear, ...]:
         return self.query, self.key, self.value

@@ -84,7 +84,8 @@ class MT5Heads(JoinedLayers):
 
     def split(self, product: Tensor) -> tuple[Tensor, ...]:
         """`[tokens, n * heads * head_dim]` to n times `[tokens, heads, head_dim]`."""
-        return product.view(len(product), -1, self.heads, self.head_dim).unbind(1)
+        tokens, width = product.shape
+        return product.view(tokens, width // (self.heads * self.head_dim), self.heads, self.head_dim).unbind(1)
 
     def fill(self, factor: float) -> None:
         """Values to begin training with: the scores are not scaled, so the queries' weights are."""

@@ -210,5 +210,5 @@ def test_texts_of_a_classifier_end_alike(number: int) -> None:
     ids[0, : number + 1] = 1 if number else ids[0, 0]
     if number == 0:
         ids[0, -1] = 7
-    with pytest.raises(InputError, match="input_ids: expected as many end tokens in each text, 1 or more"):
+    with pytest.raises(InputError, match="input_ids: expected as many end tokens in each text, at least 1"):
         classifier(ids)
