@@ -344,7 +344,7 @@ class MegatronBertForCausalLM(MegatronBertTask, ClsForMaskedLM, GeneratesFromPro
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        logits_to_keep: int | Tensor = 0,
+        logits_to_keep: int | Tensor | None = 0,
         **others: Any,
     ) -> CausalLMOutputWithCrossAttentions | tuple[Any, ...]:
         """Predict what follows each token; as `MegatronBertModel.forward`.
@@ -374,7 +374,8 @@ class MegatronBertForCausalLM(MegatronBertTask, ClsForMaskedLM, GeneratesFromPro
         logits = self.masked_lm_logits(encoded.hidden)
         loss = None if labels is None else next_token_loss(logits, encoded.layout.pack(labels, "labels"), encoded.batch)
         shown = encoded.layout.unpack(logits)
-        if encoded.layout.shape is not None and not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
+        whole = logits_to_keep is None or (isinstance(logits_to_keep, int) and logits_to_keep == 0)
+        if encoded.layout.shape is not None and not whole:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             shown = shown[:, kept]
         return encoded.leave(CausalLMOutputWithCrossAttentions(loss, shown))

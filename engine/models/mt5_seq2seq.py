@@ -132,8 +132,13 @@ class MT5ForConditionalGeneration(MT5Model, GeneratesFromTexts):
             self.lm_head.weight = self.shared.weight
 
     def optional_parts(self) -> tuple[str, ...]:
-        """The head, which a checkpoint of the bare model lacks."""
+        """The head, where it may have weights of its own."""
         return () if self.config.tie_word_embeddings else ("lm_head",)
+
+    def fill_missing(self, name: str) -> bool:
+        """A head that the checkpoint lacks is the word embeddings, whatever the configuration says of it."""
+        self.lm_head.weight = self.shared.weight
+        return True
 
     def forward(  # type: ignore[override]
         self,

@@ -173,7 +173,8 @@ class PreTrainedModel(WithVocabulary, WithCheckpointing, metaclass=_ModelType):
             progress=True,
         )
         for name in report.initialised:
-            model._initialise_part(name)
+            if model.fill_missing(name):
+                continue
             logger.warning(
                 "%s: no weights for %s, which %s needs: initialised at random; train it before use",
                 folder, name, cls.__name__,
@@ -261,6 +262,11 @@ class PreTrainedModel(WithVocabulary, WithCheckpointing, metaclass=_ModelType):
     def initialise(self, part: nn.Module | None = None) -> None:
         """Fill the parameters of the model, or of one part of it, by the rule of the configuration."""
         initialise(self if part is None else part, self.config.initializer_range)
+
+    def fill_missing(self, name: str) -> bool:
+        """Fill an optional part that the checkpoint lacks; True where other weights say what belongs there."""
+        self._initialise_part(name)
+        return False
 
     def _initialise_part(self, name: str) -> None:
         """Fill one submodule; what it shares with the rest of the model, which is loaded, stays as it is."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -199,6 +200,21 @@ def test_what_only_a_decoder_takes() -> None:
     past = model("megatron")(draw(1, 64), use_cache=True).past_key_values
     with pytest.raises(InputError, match="position_ids: expected 0 to 63"):
         model("megatron")(draw(1, 1), past_key_values=past)
+
+
+def test_a_head_that_a_checkpoint_lacks_is_the_word_embeddings(tmp_path: Path) -> None:
+    """transformers leaves it out where the two are one, and writes in the configuration what was there before."""
+    torch.manual_seed(1)
+    bare = padless.MT5Model(padless.MT5Config(**T5_SIZES))
+    bare.save_pretrained(tmp_path)
+    written = padless.MT5ForConditionalGeneration.from_pretrained(tmp_path)
+    assert not written.config.tie_word_embeddings
+    assert torch.equal(written.lm_head.weight, bare.shared.weight)
+    apart = padless.MT5ForConditionalGeneration(padless.MT5Config(**T5_SIZES))
+    apart.save_pretrained(tmp_path)
+    again = padless.MT5ForConditionalGeneration.from_pretrained(tmp_path)
+    assert torch.equal(again.lm_head.weight, apart.lm_head.weight)
+    assert not torch.equal(again.lm_head.weight, again.shared.weight)
 
 
 @pytest.mark.parametrize("number", [0, 2])

@@ -385,15 +385,6 @@ def test_the_configuration_has_the_defaults_of_transformers() -> None:
     assert set(transformers.MegatronBertConfig.__annotations__) - {"model_type"} <= set(ours.to_dict()) | {"model_type"}
 
 
-@pytest.mark.parametrize("field", ["is_decoder", "add_cross_attention"])
-@pytest.mark.parametrize("kind", ["Model", *HEADS])
-def test_a_decoder_is_a_configuration_that_is_not_built_yet(kind: str, field: str) -> None:
-    config = padless.MegatronBertConfig(**{**TINY, field: True})
-    with pytest.raises(ConfigError, match=f"{field}: the decoder is not built yet") as error:
-        getattr(padless, f"MegatronBert{kind}")(config)
-    assert "\n" not in str(error.value)
-
-
 @pytest.mark.parametrize("name", ["encoder_hidden_states", "encoder_attention_mask"])
 @pytest.mark.parametrize("kind", ["Model", "ForMaskedLM"])
 def test_arguments_of_a_decoder_are_refused(kind: str, name: str) -> None:

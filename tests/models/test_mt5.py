@@ -680,7 +680,7 @@ def test_load_embeds_texts_of_any_length_with_the_mean_of_their_tokens(dtype: st
 def test_auto_classes_choose_this_family(tmp_path: Path) -> None:
     whole_model(tmp_path)
     assert type(padless.AutoConfig.from_pretrained(tmp_path)) is padless.MT5Config
-    assert type(padless.AutoModel.from_pretrained(tmp_path)) is padless.MT5EncoderModel
+    assert type(padless.AutoModel.from_pretrained(tmp_path)) is padless.MT5Model
     head = padless.AutoModelForTokenClassification.from_pretrained(tmp_path, num_labels=4)
     assert type(head) is padless.MT5ForTokenClassification
     assert isinstance(head.classifier, nn.Linear)
