@@ -182,7 +182,8 @@ class EncoderDecoder(BareModel):
             input_ids, attention_mask, None, None, inputs_embeds,
             record.wants_attentions, record.wants_hidden_states, True, others,
         )  # fmt: skip
-        outputs = {f"encoder_{name}": value for name, value in encoded.record.outputs(encoded.layout).items()}
+        recorded = encoded.record.outputs(encoded.layout)
+        outputs: dict[str, Any] = {f"encoder_{name}": value for name, value in recorded.items()}
         outputs["encoder_last_hidden_state"] = encoded.layout.unpack(encoded.hidden)
         return EncoderSide(Texts(encoded.hidden, encoded.batch), encoded.layout, outputs)
 

@@ -59,7 +59,7 @@ def test_as_the_eager_op(kind: str, lengths: tuple[int, ...], bias: bool, dtype:
     arguments, table = case(kind, lengths, dtype)
     options: dict[str, Any] = {"position_bias": table, "bias_max_distance": 20} if bias else {}
     found = decode_attention(*arguments, **options)
-    wide = [x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in arguments]
+    wide: list[Any] = [x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in arguments]
     exact = eager(*wide, **({**options, "position_bias": table.double()} if bias else {}))
     same = eager(*arguments, **options)
     assert isinstance(exact, Tensor)

@@ -82,7 +82,8 @@ def at_once(kind: str) -> Tensor:
 @pytest.mark.parametrize("cuts", CUTS, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_in_pieces_as_at_once(kind: str, cuts: tuple[int, ...]) -> None:
-    past, found = None, []
+    past: Any = None
+    found = []
     for part in draw(3, WRITTEN).split(cuts, dim=1):
         outputs = call(kind, part, past_key_values=past, use_cache=True)
         past = outputs.past_key_values

@@ -176,7 +176,7 @@ def test_the_folder_s_generation_configuration_counts(tmp_path: Path) -> None:
     asked = {"num_beams": 3, "max_new_tokens": 5, "bad_words_ids": [[7]]}
     tokens = {name: T5[name] for name in ("eos_token_id", "pad_token_id", "decoder_start_token_id")}
     (tmp_path / "generation_config.json").write_text(json.dumps({**asked, **tokens}))
-    loaded = padless.MT5ForConditionalGeneration.from_pretrained(tmp_path)
+    loaded: Any = padless.MT5ForConditionalGeneration.from_pretrained(tmp_path)
     given = padded(prompts(6, seed=4))
     expected = ours.generate(**given, **asked)
     assert torch.equal(loaded.generate(**given), expected)

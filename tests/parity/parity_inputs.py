@@ -172,7 +172,8 @@ def run_alone(model: Any, item: ModelClass, texts: Texts, **options: Any) -> dic
     found: list[dict[str, Tensor]] = []
     for row, lengths in enumerate(zip(texts.lengths, texts.written_lengths, strict=True)):
         outputs = model(**alone_call(item, texts, row), **options)
-        found.append(_in_order(outputs, item, *([(0, slice(0, length))] for length in lengths)))
+        first, second = ([(0, slice(0, length))] for length in lengths)
+        found.append(_in_order(outputs, item, first, second))
     return {name: torch.cat([outputs[name] for outputs in found]) for name in found[0]}
 
 
@@ -188,8 +189,8 @@ def run_form(
     call = padded_call(item, texts, form, with_targets=with_targets)
     mask = call["attention_mask"]
     widths = mask.shape[-1], call.get("decoder_attention_mask", mask).shape[-1]
-    where = (_places(*side, form) for side in zip((texts.lengths, texts.written_lengths), widths, strict=True))
-    return _in_order(model(**call, **options), item, *where)
+    first, second = (_places(*side, form) for side in zip((texts.lengths, texts.written_lengths), widths, strict=True))
+    return _in_order(model(**call, **options), item, first, second)
 
 
 def _places(lengths: Sequence[int], width: int, side: str) -> list[tuple[int, slice]]:
