@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...engine.models import family_class
+from ...engine.models import encoder_class
 from ...engine.models.bare import BareModel
 from ...engine.models.pretrained import parameters_left_empty
 from .problem import Problem, visible_pairs
@@ -108,7 +108,7 @@ def build(shape: Shape, device: torch.device, dtype: torch.dtype, *, dry: bool, 
     Raises:
         BackendError: `backend` cannot serve.
     """
-    family = family_class(shape.family, "Model", source="the GPU report")
+    family = encoder_class(shape.family, source="the GPU report")
     config = family.config_class(**(shape.tiny if dry else shape.real))
     with parameters_left_empty():
         model = family.without_pooler(config)

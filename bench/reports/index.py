@@ -29,6 +29,9 @@ SHIPPED = RESULTS.parent.parent / "autotune" / "configs"
 _BESIDE_A_REPORT = "configs.json"
 """What the GPU report leaves beside its report.json; the tilings it found, no report."""
 
+_NO_REPORT = "tokenisation.json"
+"""Speeds of tokenizers, which `docs/scaling.md` quotes."""
+
 _HEAD = """# Results
 
 The reports that figures of padless are quoted from. This page is generated: `make results-index`.
@@ -75,7 +78,7 @@ def main() -> int:
 
 
 def _reports(results: Path) -> list[Path]:
-    found = sorted(results.rglob("*.json"))
+    found = [path for path in sorted(results.rglob("*.json")) if path.name != _NO_REPORT]
     return [path for path in found if path.name != _BESIDE_A_REPORT or not (path.parent / "report.json").is_file()]
 
 

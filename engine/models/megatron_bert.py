@@ -182,9 +182,7 @@ class MegatronBertFamily(PreTrainedModel):
 
 
 class MegatronBertModel(MegatronBertFamily, CausalModel):
-    """The encoder, or by its configuration a decoder, with the pooler of its pre-training unless `add_pooling_layer` is
-    false.
-    """
+    """The encoder, or by its configuration a decoder, with the pooler of its pre-training if `add_pooling_layer`."""
 
     output_class = BaseModelOutputWithPoolingAndCrossAttentions
 

@@ -80,7 +80,6 @@ class MT5Heads(JoinedLayers):
         if has_relative_attention_bias:
             self.relative_attention_bias = Embedding(config.relative_attention_num_buckets, self.heads)
         self._share()
-        self.project = linear_op(self.o, residual=True)
 
     def split(self, product: Tensor) -> tuple[Tensor, ...]:
         """`[tokens, n * heads * head_dim]` to n times `[tokens, heads, head_dim]`."""
@@ -109,6 +108,7 @@ class MT5Attention(MT5Heads):
         self.qkv = linear_op(self.q, self.k, self.v)
         distance = config.relative_attention_max_distance
         self.attention = attention_op(self.head_dim, bias="t5", softmax_scale=1.0, bias_max_distance=distance)
+        self.project = linear_op(self.o, residual=True)
 
     def forward(
         self,

@@ -27,6 +27,7 @@ class MT5CausalAttention(MT5Heads, AttendsPast):
         self.qkv = linear_op(self.q, self.k, self.v)
         bias = {"bias_max_distance": config.relative_attention_max_distance, "bias_bidirectional": False}
         self.declare_past(layer, self.head_dim, bias="t5", softmax_scale=1.0, **bias)
+        self.project = linear_op(self.o, residual=True)
 
     def forward(
         self, x: Tensor | None, residual: Tensor, decoding: Decoding, position_bias: Tensor,
@@ -48,6 +49,7 @@ class MT5CrossAttention(MT5Heads, AttendsAcross):
         self.query = linear_op(self.q)
         self.kv = linear_op(self.k, self.v)
         self.declare_across(self.head_dim, softmax_scale=1.0)
+        self.project = linear_op(self.o, residual=True)
 
     def forward(
         self, x: Tensor | None, residual: Tensor, decoding: Decoding, query: Tensor | None = None,

@@ -46,7 +46,7 @@ def few_objects_to_look_at() -> Iterator[None]:
     gc.unfreeze()
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
     """Shared between threads a product is rounded by how it is cut, and the oracle may cut it otherwise."""
     threads = torch.get_num_threads()

@@ -89,6 +89,18 @@ def results(folder: Path, *, workers: int, limit: float, seconds: float = 300.0,
     return found, left
 
 
+def ends(process: Path) -> bool:
+    """Whether a process that was killed is gone soon, or waits to be collected; a busy machine takes its time."""
+    for _ in range(100):
+        try:
+            if process.read_text().split()[2] == "Z":
+                return True
+        except OSError:
+            return True
+        time.sleep(0.1)
+    return False
+
+
 def test_a_worker_that_is_lost_costs_its_own_case(part: Path) -> None:
     found, left = results(part, workers=3, limit=8.0)
     assert left == []
@@ -104,7 +116,7 @@ def test_a_worker_that_is_lost_costs_its_own_case(part: Path) -> None:
     assert found["a_number_of_another_library"]["value"] == "1.5"
     # What it had started ended with it.
     child = Path(f"/proc/{(part / 'child').read_text()}/stat")
-    assert not child.exists() or child.read_text().split()[2] == "Z"
+    assert ends(child)
     log = (part / "log.txt").read_text()
     assert log.count("a library says hello") == log.count("and a compiler too") == 3
     assert "second line" in log
