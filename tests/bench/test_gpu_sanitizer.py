@@ -36,7 +36,7 @@ OUTSIDE = f"""\
 =========     by thread (19,0,0) in block (0,0,0)
 =========
 ========= Invalid __shared__ write of size 4 bytes
-=========     at 0xda0 in /root/norm.py:175:norm_kernel
+=========     at 0xda0 in /home/user/norm.py:175:norm_kernel
 =========     by thread (96,0,0) in block (44,0,0)
 =========     Address 0x400 is misaligned
 =========
@@ -94,7 +94,7 @@ def test_findings_have_a_kind_and_a_place() -> None:
             "what": "Invalid __global__ read of size 16 bytes",
             "where": "attention_kernel+0xec0 in attention_forward.py:143",
         },
-        {"what": "Invalid __shared__ write of size 4 bytes", "where": "0xda0 in /root/norm.py:175:norm_kernel"},
+        {"what": "Invalid __shared__ write of size 4 bytes", "where": "0xda0 in /home/user/norm.py:175:norm_kernel"},
     ]
     assert (found.count, found.summary, found.ran, found.complete) == (3, True, ("full",), False)
     race = parse(RACE)

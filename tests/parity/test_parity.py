@@ -107,13 +107,13 @@ def test_the_loss_of_each_text_alone_is_that_of_transformers(item: ModelClass) -
         elif expected == 0:  # the only choice
             assert found == 0
         else:
-            # In fp64 a mistake has nowhere to hide; in fp32 a loss below 1 is as near as one of 1, and one of large
-            # logits of few tokens no further from the truth than twice what transformers is.
+            # In fp64 a mistake has nowhere to hide. In fp32 a loss of large logits of few tokens is no further from the
+            # truth than twice what transformers is; behind two stacks a loss below 1 is as near as one of 1.
             truth = exact(**call).loss
             # transformers takes the loss of a causal model in fp32 whatever its logits are.
             rounding = LOSS if truth.dtype == torch.float32 else ROUNDING.get(item.family, 1e-9)
             assert relative(ours_exact(**call).loss, truth) <= rounding
-            near = LOSS * max(1.0, 1 / expected.item())
+            near = LOSS * max(1.0, 1 / expected.item()) if item.has_decoder else LOSS
             assert relative(found, expected) <= max(near, 2 * relative(expected, truth))
             compared += 1
     assert compared >= 3 or item.kind == "ForMultipleChoice"
