@@ -95,18 +95,27 @@ class EncoderModel(PreTrainedModel):
             if name not in self.unused_arguments and value is not None and value is not False:
                 raise OptionError(f"{type(self).__name__}: unknown argument {name}")
         inputs = self._pack(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        config, base = self.config, self.base_model
-        record = Record(
-            wants_hidden_states=config.output_hidden_states if output_hidden_states is None else output_hidden_states,
-            wants_attentions=config.output_attentions if output_attentions is None else output_attentions,
-        )
-        as_tuple = not (config.return_dict if return_dict is None else return_dict)
+        base = self.base_model
+        record = self.new_record(output_attentions, output_hidden_states)
+        as_tuple = self.wants_tuple(return_dict)
         if base is not self and (base._forward_hooks or base._forward_pre_hooks):
             given = self._each_text(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
             return self._called(inputs, record, as_tuple, *given)
         base.check_inputs(inputs)
         hidden = base.run(inputs.batch, inputs.inputs_embeds, record)
         return Encoded(hidden, inputs.batch, inputs.layout, record, as_tuple)
+
+    def new_record(self, output_attentions: bool | None, output_hidden_states: bool | None) -> Record:
+        """What a call is to keep; None is the configuration's choice."""
+        config = self.config
+        return Record(
+            wants_hidden_states=config.output_hidden_states if output_hidden_states is None else output_hidden_states,
+            wants_attentions=config.output_attentions if output_attentions is None else output_attentions,
+        )
+
+    def wants_tuple(self, return_dict: bool | None) -> bool:
+        """Whether a call is to return a tuple; None is the configuration's choice."""
+        return not (self.config.return_dict if return_dict is None else return_dict)
 
     def _each_text(self, *given: Any) -> tuple[Any, ...]:
         """The inputs with one row a text."""

@@ -15,7 +15,7 @@ from .bare import BareModel, Encoded
 from .decoding import Decoding, Texts
 from .kv_cache import KeyValueCache, texts_of
 from .padding import Layout, PackedInputs
-from .record import Record, Recorded
+from .record import Recorded
 
 __all__ = ["CausalModel"]
 
@@ -68,11 +68,7 @@ class CausalModel(BareModel):
         for name, value in others.items():
             if name not in self.unused_arguments and value is not None and value is not False:
                 raise OptionError(f"{type(self).__name__}: unknown argument {name}")
-        config = self.config
-        record = Record(
-            wants_hidden_states=config.output_hidden_states if output_hidden_states is None else output_hidden_states,
-            wants_attentions=config.output_attentions if output_attentions is None else output_attentions,
-        )
+        record = self.new_record(output_attentions, output_hidden_states)
         cache = self._cache(past_key_values, use_cache)
         if attention_mask is not None and cache is not None and len(cache.lengths):
             given = input_ids if input_ids is not None else inputs_embeds
@@ -96,7 +92,7 @@ class CausalModel(BareModel):
             if record.cross_attentions:
                 across = record.cross_attentions
                 found["cross_attentions"] = tuple(inputs.layout.unpack_weights(w, layout) for w in across)
-        as_tuple = not (config.return_dict if return_dict is None else return_dict)
+        as_tuple = self.wants_tuple(return_dict)
         return Encoded(hidden, batch, inputs.layout, Recorded(given=found), as_tuple)
 
     def pack_prompts(self, input_ids: Any, attention_mask: Tensor | None) -> PackedInputs:

@@ -111,12 +111,8 @@ class EncoderDecoder(BareModel):
             InputError: shapes that do not fit, ids outside the vocabulary, or no input for one of the halves.
             OptionError: an argument of `others` that this model does not know.
         """
-        config = self.config
-        record = Record(
-            wants_hidden_states=config.output_hidden_states if output_hidden_states is None else output_hidden_states,
-            wants_attentions=config.output_attentions if output_attentions is None else output_attentions,
-        )
-        as_tuple = not (config.return_dict if return_dict is None else return_dict)
+        record = self.new_record(output_attentions, output_hidden_states)
+        as_tuple = self.wants_tuple(return_dict)
         side = self._encoder_side(input_ids, attention_mask, encoder_outputs, inputs_embeds, record, others)
         if decoder_input_ids is None and decoder_inputs_embeds is None:
             raise InputError(f"{type(self).__name__}: expected decoder_input_ids or decoder_inputs_embeds")
@@ -138,12 +134,8 @@ class EncoderDecoder(BareModel):
         Raises:
             InputError: shapes that do not fit, or ids outside the vocabulary.
         """
-        config = self.config
-        record = Record(
-            wants_hidden_states=config.output_hidden_states if output_hidden_states is None else output_hidden_states,
-            wants_attentions=config.output_attentions if output_attentions is None else output_attentions,
-        )
-        as_tuple = not (config.return_dict if return_dict is None else return_dict)
+        record = self.new_record(output_attentions, output_hidden_states)
+        as_tuple = self.wants_tuple(return_dict)
         side = self._encoder_side(input_ids, attention_mask, encoder_outputs, None, record, others)
         packed = self._pack(input_ids, attention_mask, None, None, None)
         shifted = replace(packed.batch, input_ids=self._shifted_texts(packed.batch))
