@@ -19,14 +19,15 @@ __all__ = ["ALIASES", "TASKS", "task_class"]
 
 TASKS: dict[str, str] = {
     "text-classification": "text_classification:TextClassification",
+    "text2text-generation": "text2text_generation:Text2TextGeneration",
+    "summarization": "text2text_generation:Summarization",
+    "text-generation": "text_generation:TextGeneration",
 }
 """Name of a task -> file and class."""
 
 ALIASES = {
     "sentiment-analysis": "text-classification",
     "ner": "token-classification",
-    "summarization": "text2text-generation",
-    "translation": "text2text-generation",
 }
 """Other names of tasks, as transformers has them."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +39,19 @@ class Pieces:
         """The encodings of one input's pieces."""
         own = self.of(item)
         return self.encodings[own.start : own.stop]
+
+    def without(self, items: Iterable[int]) -> Pieces:
+        """Only the pieces of other inputs than these."""
+        kept = ~np.isin(self.owners, list(items))
+        if kept.all():
+            return self
+        tokens, on = self.tokens, np.repeat(kept, self.tokens.lengths)
+        types = None if tokens.token_type_ids is None else tokens.token_type_ids[on]
+        left = TokenizedTexts(
+            tokens.input_ids[on], tokens.lengths[kept], types, tokens.truncated[kept], tokens.repaired[kept]
+        )
+        encodings = [encoding for encoding, keep in zip(self.encodings, kept, strict=False) if keep]
+        return Pieces(left, self.owners[kept], encodings)
 
     def truncated(self, items: int) -> np.ndarray:
         """bool `[items]`: which inputs lost tokens."""

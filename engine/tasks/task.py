@@ -82,6 +82,7 @@ class Task(ABC, Generic[Item, Options]):
     Attributes:
         loaded: the model and its tokenizer.
         defaults: options of every call that does not name them itself.
+        batch_size: most pieces in a batch, of every call that does not say; None leaves that to the token budget.
 
     A task defines:
         name: as in `padless.load(path, task=name)`.
@@ -91,6 +92,7 @@ class Task(ABC, Generic[Item, Options]):
 
     loaded: Loaded
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    batch_size: int | None = None
     _workers: Workers = field(default_factory=Workers, init=False, repr=False, compare=False)
 
     name: ClassVar[str]
@@ -135,6 +137,14 @@ class Task(ABC, Generic[Item, Options]):
             InputError: there is no answer, such as where the scores are no numbers.
         """
 
+    def options(self, given: Mapping[str, Any]) -> Options:
+        """The options of a call that names these.
+
+        Raises:
+            OptionError: an option is unknown or out of range.
+        """
+        return read_options(self.options_class, self.name, self.defaults, given)
+
     def shaped(self, answers: list[Any], inputs: Any, single: bool, options: Options) -> Any:
         """What a call returns: the answers, or the only one."""
         return answers[0] if single else answers
@@ -152,7 +162,7 @@ class Task(ABC, Generic[Item, Options]):
 
         Args:
             inputs: as the task's own documentation says; several are a list.
-            batch_size: most pieces in a batch; None leaves that to the token budget, which always holds.
+            batch_size: most pieces in a batch; None is the task's own.
             show_progress_bar: show a bar on standard error; None is False.
             stats: counters to add to.
             options: the task's own.
@@ -162,7 +172,7 @@ class Task(ABC, Generic[Item, Options]):
             OptionError: an option is unknown or out of range.
         """
         others = {name: options.pop(name) for name in self.input_names if name in options}
-        found = read_options(self.options_class, self.name, self.defaults, options)
+        found = self.options(options)
         items, single = self.read(inputs, others)
         answers = []
         with tqdm(total=len(items), unit="text", disable=not show_progress_bar) as bar:
@@ -193,7 +203,7 @@ class Task(ABC, Generic[Item, Options]):
                 workers=self._workers,
                 device=self.loaded.device,
                 token_budget=self.loaded.token_budget,
-                batch_size=batch_size,
+                batch_size=self.batch_size if batch_size is None else batch_size,
                 stats=stats,
                 on_batch=on_batch,
             )
@@ -208,7 +218,8 @@ class Task(ABC, Generic[Item, Options]):
         self, items: Iterator[Item], options: Options
     ) -> Iterator[tuple[list[Item], Pieces, dict[int, InputError]]]:
         while window := list(itertools.islice(items, WINDOW_ITEMS)):
-            yield window, *self.tokenise(window, options)
+            pieces, faults = self.tokenise(window, options)
+            yield window, pieces.without(faults), faults
 
     def bound_ops(self) -> tuple[BoundOp, ...]:
         """The ops of the model."""

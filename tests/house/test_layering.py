@@ -94,7 +94,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "generate": ("data",),
     "models": ("bind", "ops", "memo", "data", "weights", "hub", "precision", "generate"),
     "encoder": ("models", "bind", "ops", "dispatch", "data", "weights", "hub", "precision", "folder", "device"),
-    "tasks": ("encoder", "models", "bind", "data", "weights", "folder"),
+    "tasks": ("encoder", "models", "generate", "bind", "data", "weights", "folder"),
     "loading": ("tasks", "encoder", "models", "dispatch", "data", "weights", "hub", "precision", "folder"),
     "warmup": ("encoder", "data"),
     "jobs": ("tasks", "encoder", "data", "public"),
