@@ -2,6 +2,7 @@
 
 kernels      roofline_<dtype>.png, kernels_<dtype>.png (…_2.png where one page is too small), lengths.png
 models       models_<n>.png, padding_<n>.png for each workload, lengths.png
+generate     generate_<n>.png
 jobs         jobs.png
 gpu-report   ceilings.png, attention.png, fused.png, lengths.png
 """
@@ -136,6 +137,21 @@ def _models(report: Report, rows: Sequence[Row]) -> Iterator[tuple[str, Figure]]
     yield from _lengths(report, rows, "Throughput over length", "mean tokens of a text", dtype_in_label=True)
 
 
+def _generate(report: Report, rows: Sequence[Row]) -> Iterator[tuple[str, Figure]]:
+    models = report.root.items("models")
+    for place, model in enumerate(models, 1):
+        name, workload = model.text("model"), model.node("workload").text("name")
+        found = [row for row in rows if row.case == f"{name}, {workload}"]
+        nodes = zip(found, model.items("systems"), strict=True)
+        ratios = {(row.case, row.label): node.spread("ratio") for row, node in nodes}
+        if not found:
+            continue
+        suffix = f"_{place}" if len(models) > 1 else ""
+        below = subtitle(report, workload, _dtypes(found))
+        baseline, groups = report.root.text("baseline"), group_rows(found, ratios)
+        yield f"generate{suffix}", bars(f"{name}: tokens written", below, groups, baseline, dtype_in_label=True)
+
+
 def _jobs(report: Report, rows: Sequence[Row]) -> Iterator[tuple[str, Figure]]:
     found = [
         Job(
@@ -175,6 +191,7 @@ def _gpu(report: Report, rows: Sequence[Row]) -> Iterator[tuple[str, Figure]]:
 _KINDS: dict[str, Callable[[Report, Sequence[Row]], Iterator[tuple[str, Figure]]]] = {
     "kernels": _kernels,
     "models": _models,
+    "generate": _generate,
     "jobs": _jobs,
     "gpu-report": _gpu,
 }

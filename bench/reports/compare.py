@@ -183,10 +183,10 @@ def _differences(old: Report, new: Report) -> Iterator[str]:
 
 
 def _versions(report: Report) -> dict[str, str]:
-    """Distribution to version, of all systems of a report of models or jobs."""
+    """Distribution to version, of all systems of a report of models, generation or jobs."""
     found: dict[str, str] = {}
-    owners = report.root.items("models") if report.kind == "models" else [report.root]
-    for owner in owners if report.kind in ("models", "jobs") else ():
+    owners = report.root.items("models") if report.kind in ("models", "generate") else [report.root]
+    for owner in owners if report.kind in ("models", "generate", "jobs") else ():
         for system in owner.items("systems"):
             found |= system.texts("versions")
     return found

@@ -145,6 +145,7 @@ def _gpu(report: Report, rows: Sequence[Row]) -> str:
 _SAYS: dict[str, Callable[[Report, Sequence[Row]], str]] = {
     "kernels": _kernels,
     "models": _models,
+    "generate": _models,
     "jobs": _jobs,
     "gpu-report": _gpu,
 }

@@ -110,7 +110,7 @@ def missing_of(report: Report) -> dict[tuple[str, str], str]:
 def _cases(report: Report) -> Iterator[tuple[str, Node]]:
     if report.kind == "kernels":
         yield from ((_kernel_case(node), node) for node in report.root.items("cases"))
-    elif report.kind == "models":
+    elif report.kind in ("models", "generate"):
         yield from ((_model_case(node), node) for node in report.root.items("models"))
     elif report.kind == "jobs":
         yield _job_case(report.root), report.root
@@ -183,6 +183,7 @@ def _gpu_cases(root: Node) -> Iterator[tuple[str, str, Node]]:
 _READERS: dict[str, Callable[[Node], Iterator[Row]]] = {
     "kernels": _kernels,
     "models": _models,
+    "generate": _models,
     "jobs": _jobs,
     "gpu-report": _gpu,
 }

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-__all__ = ["Backend", "Device", "Dtype"]
+__all__ = ["Backend", "Device", "Dtype", "listed"]
 
 Device = Annotated[str, typer.Option(help="Where to run: auto, cpu, cuda, cuda:1, ...")]
 Dtype = Annotated[
@@ -14,3 +14,8 @@ Dtype = Annotated[
     typer.Option(help="What to compute in; auto is the fastest the device has."),
 ]
 Backend = Annotated[str, typer.Option(help="auto, or the implementation every op must use; see padless explain.")]
+
+
+def listed(value: str) -> list[str]:
+    """What a comma-separated option names."""
+    return [item.strip() for item in value.split(",") if item.strip()]

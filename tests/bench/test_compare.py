@@ -217,7 +217,10 @@ IN_US = ("cases", 0, "systems", 0, "us")
     [
         ([], "expected a JSON object, found a list"),
         ({}, "kind: missing, expected a text"),
-        (changed(ONE, "tests", "kind"), "kind: expected one of kernels, models, jobs, gpu-report, found 'tests'"),
+        (
+            changed(ONE, "tests", "kind"),
+            "kind: expected one of kernels, models, generate, jobs, gpu-report, found 'tests'",
+        ),
         (changed(ONE, 7, "schema"), "schema: expected 1 of kind kernels, found 7"),
         (without(ONE, "written"), "written: missing, expected a text"),
         (without(ONE, "machine", "cpu"), None),

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from ..choices import listed
+
 __all__ = ["models"]
 
 
@@ -51,12 +53,12 @@ def models(
 
     run(
         device,
-        models=None if models is None else _listed(models),
+        models=None if models is None else listed(models),
         model=model,
         workload=workload,
         tokens=tokens,
-        dtypes=_listed(dtypes),
-        peers=None if peers is None else _listed(peers),
+        dtypes=listed(dtypes),
+        peers=None if peers is None else listed(peers),
         threads=threads,
         repeats=repeats,
         csv_path=csv,
@@ -64,7 +66,3 @@ def models(
         markdown_path=markdown,
         plot=plot,
     )
-
-
-def _listed(value: str) -> list[str]:
-    return [item.strip() for item in value.split(",") if item.strip()]
