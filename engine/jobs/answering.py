@@ -1,0 +1,123 @@
+"""Jobs of any task of engine/tasks: its answers as columns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from ..errors import InputError, NotFiniteError
+from ..loading import load
+from ..memory import is_out_of_memory
+from ..stream import EncodeStats
+from ..tasks.task import Task
+from .inputs.rows import Row
+from .shapes import shape_of
+from .task import Answers
+
+__all__ = ["AnsweringTask"]
+
+
+class AnsweringTask:
+    """An answer for every row, in columns as shapes.py has them.
+
+    A row whose scores are not finite is asked again, by itself, in float32 by the eager implementation.
+
+    Args:
+        task: from `padless.load(path, task=…)`.
+        options: of its calls.
+
+    Raises:
+        OptionError: an option is unknown or out of range.
+    """
+
+    def __init__(self, task: Task[Any, Any], options: Mapping[str, Any] | None = None) -> None:
+        self._task = task
+        self._given = dict(options or {})
+        self._options = task.options(self._given)
+        self._shape = shape_of(task.name, self._options)
+
+    @property
+    def name(self) -> str:
+        return self._task.name
+
+    @property
+    def paired(self) -> bool | None:
+        """Whether rows need a pair column, have no use for one, or may have one (None)."""
+        return self._shape.paired
+
+    @property
+    def description(self) -> dict[str, object]:
+        return {**self._given, "max_seq_length": self._task.loaded.max_length}
+
+    @property
+    def fields(self) -> tuple[pa.Field, ...]:
+        return self._shape.fields
+
+    @property
+    def folder(self) -> Path:
+        return self._task.loaded.folder
+
+    @property
+    def dtype(self) -> str:
+        return str(self._task.loaded.dtype).removeprefix("torch.")
+
+    @property
+    def device(self) -> str:
+        return str(self._task.loaded.device)
+
+    @property
+    def token_budget(self) -> int:
+        return self._task.loaded.token_budget
+
+    @token_budget.setter
+    def token_budget(self, value: int) -> None:
+        self._task.loaded.token_budget = value
+
+    def explain(self) -> str:
+        return self._task.explain()
+
+    def run(self, rows: Sequence[Row], stats: EncodeStats, on_batch: Callable[[int, int], None]) -> Answers:
+        items, bad = [], {}
+        for place, row in enumerate(rows):
+            try:
+                items.append((place, self._task.read([self._shape.item(row)], {})[0][0]))
+            except InputError as error:
+                bad[place] = str(error).removeprefix("row 0: ")
+        found: list[Any] = [None] * len(rows)
+        answers = self._task.answers(
+            (item for _, item in items), self._options, stats=stats, on_batch=lambda _, tokens: on_batch(0, tokens)
+        )
+        for (place, item), answer in zip(items, answers, strict=True):
+            if isinstance(answer, NotFiniteError):
+                stats.fallbacks += 1
+                (answer,) = self._exact.answers([item], self._options)
+            if isinstance(answer, InputError):
+                bad[place] = str(answer)
+            else:
+                found[place] = self._shape.values(answer)
+            on_batch(1, 0)
+        on_batch(len(rows) - len(items), 0)
+        columns = [
+            pa.array([None if values is None else values[place] for values in found], field.type)
+            for place, field in enumerate(self.fields)
+        ]
+        return Answers(columns, bad)
+
+    @cached_property
+    def _exact(self) -> Task[Any, Any]:
+        """The same task in float32 on the eager implementations; on the CPU where the GPU has no room for it."""
+        ours = self._task.loaded
+
+        def loaded(device: Any) -> Any:
+            return load(ours.folder, task=self.name, device=device, dtype="float32", backend="eager")
+
+        try:
+            return loaded(ours.device)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            return loaded("cpu")
