@@ -116,7 +116,8 @@ def test_every_option_of_transformers_is_known() -> None:
     """Asked for, it works or is refused by its name; a new release's options are seen here."""
     for name in transformers.GenerationConfig().to_dict():
         assert name in {*RULES, *IDLE, *IDLE_ARGUMENTS, *WITHOUT_EFFECT, *NOT_OPTIONS}, name
-    for name in inspect.signature(transformers.GenerationMixin.generate).parameters:
+    mixin: Any = transformers.GenerationMixin
+    for name in inspect.signature(mixin.generate).parameters:
         assert name in {*RULES, *IDLE, *IDLE_ARGUMENTS, "self", "inputs", "generation_config", "kwargs"}, name
 
 
