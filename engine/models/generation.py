@@ -243,10 +243,14 @@ def _one_of(inputs: Any, input_ids: Any, attention_mask: Any) -> Tensor | Packed
 
 
 def _check_types(types: Any, ids: Tensor | PackedBatch) -> None:
+    if isinstance(ids, PackedBatch):
+        if types is not None:
+            raise InputError("a PackedBatch holds all inputs, expected no other beside it")
+        types = ids.token_type_ids
+    elif types is not None and (not isinstance(types, Tensor) or types.shape != ids.shape):
+        raise InputError("token_type_ids: expected a tensor of the shape of input_ids")
     if types is None:
         return
-    if not isinstance(types, Tensor) or not isinstance(ids, Tensor) or types.shape != ids.shape:
-        raise InputError("token_type_ids: expected a tensor of the shape of input_ids")
     if types.any():
         raise OptionError("token_type_ids: expected zeros, prompts of several types are not supported")
 

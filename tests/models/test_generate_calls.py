@@ -84,6 +84,13 @@ def test_a_tokenizer_s_types_are_taken() -> None:
         ours.generate(**{**given, "token_type_ids": types + 1})
     with pytest.raises(InputError, match="token_type_ids: expected a tensor of the shape of input_ids"):
         ours.generate(**{**given, "token_type_ids": types[:1]})
+    edges, places = torch.tensor([0, 5], dtype=torch.int32), torch.arange(5)
+    lengths = edges[1:]
+    packed = PackedBatch(IDS[0], places, types[0] + 1, edges, lengths, 5)
+    with pytest.raises(OptionError, match="token_type_ids: expected zeros"):
+        ours.generate(packed)
+    with pytest.raises(InputError, match="a PackedBatch holds all inputs"):
+        ours.generate(PackedBatch(IDS[0], places, types[0], edges, lengths, 5), token_type_ids=types[:1])
     with pytest.raises(OptionError, match=r"token_type_ids: tensor.* is not supported"):
         pair("mt5")[1].generate(**given)
 
