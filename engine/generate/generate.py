@@ -43,7 +43,9 @@ class Generated(ModelOutput):
 
 
 @torch.no_grad()
-def generate(decoder: Decoder, options: GenerationOptions, prompts: Sequence[Tensor]) -> Generated:
+def generate(
+    decoder: Decoder, options: GenerationOptions, prompts: Sequence[Tensor], given: Tensor | None = None
+) -> Generated:
     """Continue each prompt: greedily, by drawing tokens, or by a beam search, as the options say.
 
     What a prompt gives alone is what it gives among others, draws aside. Padding is `pad_token_id`, in a beam search
@@ -54,23 +56,47 @@ def generate(decoder: Decoder, options: GenerationOptions, prompts: Sequence[Ten
         options: made by `GenerationOptions.resolve`.
         prompts: int64 `[tokens]` each, at least one token long, on the decoder's device. For an encoder-decoder what
             stands on its decoder's side, see `decoder_prompts`.
+        given: int64 `[prompts, width]`, the prompts as the caller has them, padding and all: what is written then
+            stands behind these rows.
 
     Raises:
-        OptionError: options that do not fit the prompts' lengths or forbid every token.
+        OptionError: options that do not fit the prompts' lengths, forbid every token or ask for more memory than there
+            is.
         InputError: a prompt without a token.
     """
     if not prompts:
         none = torch.empty(0, 0, dtype=torch.int64)
-        return Generated(none, new_tokens=none, lengths=none[:, :0].sum(dim=1))
+        return Generated(none if given is None else given, new_tokens=none, lengths=none[:, :0].sum(dim=1))
     for number, prompt in enumerate(prompts):
         if prompt.dim() != 1 or not len(prompt):
             raise InputError(f"generate: prompt {number}: expected a row of tokens, got shape {[*prompt.shape]}")
-    options.check_prompts({len(prompt) for prompt in prompts})
+    options.check_prompts({len(prompt) for prompt in prompts}, in_rows=given is not None)
+    try:
+        return _generated(_written(decoder, options, prompts), prompts, options, given)
+    except (RuntimeError, MemoryError) as error:
+        # On a GPU torch has a class for it, which callers know.
+        if isinstance(error, torch.OutOfMemoryError) or not _is_of_memory(error):
+            raise
+        rows = len(prompts) * max(options.num_beams, options.num_return_sequences)
+        longest = options.longest(max(map(len, prompts)))
+        raise OptionError(
+            f"generate: no memory for {rows:,} sequences of up to {longest:,} tokens: ask for fewer of either"
+        ) from error
+
+
+def _written(decoder: Decoder, options: GenerationOptions, prompts: Sequence[Tensor]) -> Written:
     if options.num_beams > 1:
-        return _generated(search(decoder, prompts, options), prompts, options)
+        return search(decoder, prompts, options)
     rows = len(prompts) * options.num_return_sequences
     choose = Draw(options, rows, prompts[0].device) if options.do_sample else likeliest
-    return _generated(write(decoder, prompts, options, choose), prompts, options)
+    return write(decoder, prompts, options, choose)
+
+
+def _is_of_memory(error: Exception) -> bool:
+    # On the host torch raises plain errors.
+    return isinstance(error, MemoryError) or any(
+        text in str(error) for text in ("allocate memory", "bad_alloc", "Storage size")
+    )
 
 
 def decoder_prompts(
@@ -86,6 +112,7 @@ def decoder_prompts(
 
     Raises:
         OptionError: there is no start token, or one out of the vocabulary, or not one for each text.
+        InputError: `given` is not one for each text, or holds what is no token.
     """
     starts = options.decoder_start_token_id
     if not starts and options.bos_token_id is not None:
@@ -101,21 +128,35 @@ def decoder_prompts(
     firsts = [torch.tensor([start], device=device) for start in starts]
     if given is None:
         return firsts
+    if len(given) != texts:
+        raise InputError(f"decoder_input_ids: expected {texts} rows, one for each text, got {len(given)}")
+    for row in given:
+        if row.dtype not in (torch.int64, torch.int32):
+            raise InputError(f"decoder_input_ids: expected int64, got {str(row.dtype).removeprefix('torch.')}")
+        if len(row) and (outside := row[(row < 0) | (row >= options.vocab_size)].tolist()):
+            raise InputError(f"decoder_input_ids: expected 0 to {options.vocab_size - 1}, got {outside[0]}")
     if any(len(rest) and int(rest[0]) == start for rest, start in zip(given, starts, strict=True)):
-        return [*given]
+        return [row.long() for row in given]
     return [torch.cat((first, rest)) for first, rest in zip(firsts, given, strict=True)]
 
 
-def _generated(written: Written, prompts: Sequence[Tensor], options: GenerationOptions) -> Generated:
+def _generated(
+    written: Written, prompts: Sequence[Tensor], options: GenerationOptions, given: Tensor | None
+) -> Generated:
     filler = -1 if options.filler is None else options.filler  # then all are equally long
     copies = options.num_return_sequences
-    whole = [torch.cat((prompts[row // copies], new)) for row, new in enumerate(written.tokens)]
+    new_tokens = _in_rows(written.tokens, filler)
+    if given is None:
+        whole = [torch.cat((prompts[row // copies], new)) for row, new in enumerate(written.tokens)]
+        sequences = _in_rows(whole, filler)
+    else:
+        sequences = torch.cat((given.repeat_interleave(copies, dim=0), new_tokens), dim=1)
     return Generated(
-        _in_rows(whole, filler),
+        sequences,
         written.sequences_scores,
         written.scores or None,
         None if written.beam_indices is None else _in_rows(written.beam_indices, -1),
-        _in_rows(written.tokens, filler),
+        new_tokens,
         torch.tensor([len(tokens) for tokens in written.tokens]),
     )
 

@@ -27,7 +27,8 @@ class GenerationOptions:
 
     Attributes:
         vocab_size: tokens that the model can choose from.
-        max_position_embeddings: where generation ends if no source names a length; None for no such end.
+        max_position_embeddings: tokens that the model has positions for, so that no sequence has more than one
+            behind them, which is never read; where generation ends if no source names a length. None for no such end.
         asked: names that came as arguments of the call.
         max_new_tokens: the most tokens behind a prompt; counts before `max_length`.
         max_length: the most tokens of a sequence, its prompt included.
@@ -125,12 +126,10 @@ class GenerationOptions:
 
     def longest(self, prompt: int) -> int:
         """The most tokens of a sequence whose prompt has `prompt` tokens, these included."""
-        if self.max_new_tokens is not None:
-            return prompt + self.max_new_tokens
-        if self.max_length is not None:
-            return self.max_length
-        by_default = prompt + DEFAULT_NEW_TOKENS
-        return by_default if self.max_position_embeddings is None else min(by_default, self.max_position_embeddings)
+        named, positions = self._named(prompt), self.max_position_embeddings
+        if positions is None:
+            return prompt + DEFAULT_NEW_TOKENS if named is None else named
+        return min(prompt + DEFAULT_NEW_TOKENS, positions) if named is None else min(named, positions + 1)
 
     def shortest(self, prompt: int) -> int:
         """The fewest tokens of a sequence whose prompt has `prompt` tokens, these included, before it may end."""
@@ -167,25 +166,28 @@ class GenerationOptions:
             )
         self._warn_of_idle()
 
-    def check_prompts(self, lengths: set[int]) -> None:
+    def check_prompts(self, lengths: set[int], *, in_rows: bool = False) -> None:
         """Refuse prompts that leave no room for a token, or none for the fewest tokens.
 
         Args:
             lengths: of the prompts, in tokens.
+            in_rows: they stand in rows of one width already: only what is written behind them needs padding.
 
         Raises:
             OptionError: naming the length and the option.
         """
+        self._warn_of_positions(max(lengths))
         for prompt in sorted(lengths, reverse=True):
             longest, shortest = self.longest(prompt), self.shortest(prompt)
             if longest <= prompt:
-                limit = "max_length" if self.max_length is not None else "the model's max_position_embeddings"
+                limit = "max_length" if longest == self.max_length else "the model's max_position_embeddings"
                 raise OptionError(f"{limit}: {longest} leaves no room behind a prompt of {prompt} tokens")
             if shortest > longest:
                 least = "min_length" if self.min_new_tokens is None else "min_new_tokens"
                 self._too_long(f"{least}: {shortest} tokens at least, but at most {longest}, prompt included", least)
                 break
-        if self.filler is None and len({(self.longest(prompt), prompt) for prompt in lengths}) > 1:
+        several = {(self.longest(prompt) - prompt, 0 if in_rows else prompt) for prompt in lengths}
+        if self.filler is None and len(several) > 1:
             raise OptionError("pad_token_id: expected a token id, the sequences will have several lengths")
 
     @property
@@ -193,10 +195,21 @@ class GenerationOptions:
         """Continuations that a beam search looks at in each step: at least `num_beams` of them end no sequence."""
         return max(2, 1 + len(self.eos_token_id)) * self.num_beams
 
+    def _named(self, prompt: int) -> int | None:
+        """The most tokens that a source names, prompt included; None where none does."""
+        return self.max_length if self.max_new_tokens is None else prompt + self.max_new_tokens
+
     def _too_long(self, message: str, name: str) -> None:
         if name in self.asked:
             raise OptionError(message)
         logger.warning("%s (from the model's files); sequences end at the latter", message)
+
+    def _warn_of_positions(self, prompt: int) -> None:
+        named, longest = self._named(prompt), self.longest(prompt)
+        if named is not None and longest < named:
+            name = "max_length" if self.max_new_tokens is None else "max_new_tokens"
+            most = "%s: %d tokens, prompt included, but the model has positions for %d: sequences end at %d"
+            logger.warning(most, name, named, self.max_position_embeddings, longest)
 
     def _warn_of_idle(self) -> None:
         idle = [name for name in FOR_SAMPLING if name in self.asked and not self.do_sample]

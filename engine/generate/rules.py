@@ -14,6 +14,7 @@ __all__ = [
     "FOR_SAMPLING",
     "IDLE",
     "IDLE_ARGUMENTS",
+    "NOT_OPTIONS",
     "RULES",
     "SAMPLING_ONLY",
     "WITHOUT_EFFECT",
@@ -176,16 +177,26 @@ IDLE: dict[str, Any] = {
 IDLE_ARGUMENTS: dict[str, Any] = {
     "assistant_model": None,
     "custom_generate": None,
+    "decoder_attention_mask": None,
+    "decoder_inputs_embeds": None,
+    "encoder_attention_mask": None,
+    "encoder_hidden_states": None,
+    "head_mask": None,
+    "inputs_embeds": None,
+    "labels": None,
     "logits_processor": [],
     "negative_prompt_attention_mask": None,
     "negative_prompt_ids": None,
     "output_attentions": False,
     "output_hidden_states": False,
     "output_logits": False,
+    "past_key_values": None,
+    "position_ids": None,
     "prefix_allowed_tokens_fn": None,
     "stopping_criteria": [],
     "streamer": None,
     "synced_gpus": False,
+    "token_type_ids": None,
 }
 """As IDLE, for what counts as an argument only."""
 
@@ -198,7 +209,30 @@ WITHOUT_EFFECT = frozenset(
         "low_memory",
         "max_cache_len",
         "prefill_chunk_size",
+        "tokenizer",
+        "trust_remote_code",
         "use_cache",
     )
 )
 """Arguments of transformers that change how it computes, and not what: any value is taken, none is needed."""
+
+NOT_OPTIONS = frozenset(
+    (
+        "_from_model_config",
+        "assistant_confidence_threshold",
+        "assistant_ensemble_weight",
+        "assistant_lookbehind",
+        "continuous_batching_config",
+        "generation_kwargs",
+        "is_assistant",
+        "max_matching_ngram_size",
+        "num_assistant_tokens",
+        "num_assistant_tokens_schedule",
+        "return_legacy_cache",
+        "speculation_type",
+        "target_lookbehind",
+        "transformers_version",
+    )
+)
+"""What a generation configuration of transformers also holds: of the file itself, or of a second model that there is
+none of here."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import logging
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from .rules import (
     FOR_SAMPLING,
     IDLE,
     IDLE_ARGUMENTS,
+    NOT_OPTIONS,
     RULES,
     SAMPLING_ONLY,
     WITHOUT_EFFECT,
@@ -20,22 +23,45 @@ from .rules import (
     Unexpected,
 )
 
-__all__ = ["GENERATION_CONFIG_NAME", "OFF", "checked_values", "read_generation_config"]
+__all__ = ["GENERATION_CONFIG_NAME", "OFF", "checked_values", "read_generation_config", "write_generation_config"]
 
 GENERATION_CONFIG_NAME = "generation_config.json"
 
 OFF: dict[str, Any] = {"top_k": 0}
 """What None means as an argument, where that is not the default."""
 
+logger = logging.getLogger(__name__)
+
 
 def read_generation_config(folder: Path) -> dict[str, Any] | None:
     """What the folder's `generation_config.json` holds; None where there is no such file.
+
+    Names that are no options are kept and told of, as a newer transformers may know what they mean.
 
     Raises:
         ConfigError: the file is unreadable, too large, not JSON or not an object.
     """
     path = folder / GENERATION_CONFIG_NAME
-    return read_json(path, what="generation configuration", largest=LARGEST_CONFIG) if path.exists() else None
+    if not path.exists():
+        return None
+    held = read_json(path, what="generation configuration", largest=LARGEST_CONFIG)
+    if unknown := _unknown(name for name, value in held.items() if value is not None):
+        logger.warning("%s: no effect, unknown here: %s", path, ", ".join(unknown))
+    return held
+
+
+def write_generation_config(folder: Path, held: Any) -> None:
+    """Write what `read_generation_config` gives, or an object with `to_dict`, to a folder that there is.
+
+    Raises:
+        ConfigError: the file cannot be written, or a value is none that JSON has.
+        OptionError: neither a mapping nor such an object.
+    """
+    path = folder / GENERATION_CONFIG_NAME
+    try:
+        path.write_text(json.dumps(_said(held), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    except (OSError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be written ({error})") from None
 
 
 def checked_values(
@@ -56,8 +82,8 @@ def checked_values(
         ConfigError: a value in the model's file that is not supported or out of range.
     """
     arguments = dict(arguments)
-    given = _said(arguments.pop("generation_config", None))
-    if unknown := sorted({*arguments} - {*RULES, *IDLE, *IDLE_ARGUMENTS, *WITHOUT_EFFECT}):
+    given = _of_the_call(arguments.pop("generation_config", None))
+    if unknown := sorted({*_unknown(arguments)} | ({*arguments} & NOT_OPTIONS)):
         raise OptionError(f"generate: unknown argument {', '.join(unknown)}")
     own = {**given, **arguments}
     # A model with a generation configuration has all its options there, as transformers sees it.
@@ -92,6 +118,21 @@ def _said(source: Any) -> dict[str, Any]:
     return {name: value for name, value in source.items() if value is not None}
 
 
+def _of_the_call(source: Any) -> dict[str, Any]:
+    """A generation configuration that came as an argument: an object may be of a newer transformers, a mapping is the
+    caller's own."""
+    given = _said(source)
+    if unknown := _unknown(given):
+        if isinstance(source, Mapping):
+            raise OptionError(f"generation_config: unknown option {', '.join(unknown)}")
+        logger.warning("generation_config: no effect, unknown here: %s", ", ".join(unknown))
+    return given
+
+
+def _unknown(names: Iterable[str]) -> list[str]:
+    return sorted({*names} - {*RULES, *IDLE, *IDLE_ARGUMENTS, *WITHOUT_EFFECT, *NOT_OPTIONS})
+
+
 def _checked(name: str, value: Any, rule: Rule, vocab_size: int, where: str | None) -> Any:
     try:
         return rule(value, vocab_size)
@@ -103,7 +144,7 @@ def _refuse_unsupported(name: str, value: Any, sampling: bool, where: str | None
     idle = IDLE if where is not None else {**IDLE, **IDLE_ARGUMENTS}
     if name not in idle or value is None or (name in SAMPLING_ONLY and not sampling):
         return
-    if value != idle[name]:
+    if idle[name] is None or value != idle[name]:
         raise _error(where, f"{name}: {_short(value)} is not supported, expected {idle[name]!r}")
 
 
@@ -112,5 +153,5 @@ def _error(where: str | None, message: str) -> ConfigError | OptionError:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = " ".join(repr(value).split())  # a tensor's has several lines
     return text if len(text) <= 60 else text[:57] + "..."

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,15 +17,18 @@ from ..batch import PackedBatch
 from ..errors import InputError, OptionError
 from ..generate.generate import Generated, decoder_prompts, generate
 from ..generate.options import GenerationOptions
-from ..generate.sources import read_generation_config
+from ..generate.sources import read_generation_config, write_generation_config
 from .causal import CausalModel
 from .decoding import Decoding, Texts
 from .kv_cache import KeyValueCache
-from .padding import Layout
 from .pretrained import PreTrainedModel
 from .seq2seq import EncoderDecoder
 
 __all__ = ["GeneratesFromPrompts", "GeneratesFromTexts", "Steps"]
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
 
 
 class Steps:
@@ -75,6 +80,17 @@ class Steps:
         return self._head(hidden).float()
 
 
+def _as_stored(method: Callable[Concatenate[Model, Given], Result]) -> Callable[Concatenate[Model, Given], Result]:
+    """Without gradients, and in the precision of the weights: a cache of autocast's would change its dtype midway."""
+
+    @wraps(method)
+    def called(self: Model, /, *args: Given.args, **kwargs: Given.kwargs) -> Result:
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            return method(self, *args, **kwargs)
+
+    return called
+
+
 class _Generates(PreTrainedModel):
     """What both kinds share: the options, and the file they come from."""
 
@@ -85,6 +101,12 @@ class _Generates(PreTrainedModel):
     def read_beside(self, folder: Path) -> None:
         """Keep the folder's generation configuration."""
         self.generation_config = read_generation_config(folder)
+
+    def save_pretrained(self, folder: str | os.PathLike[str], **options: Any) -> None:
+        """As `PreTrainedModel.save_pretrained`, with the generation configuration beside, where there is one."""
+        super().save_pretrained(folder, **options)
+        if self.generation_config is not None and options.get("is_main_process", True):
+            write_generation_config(Path(folder), self.generation_config)
 
     def can_generate(self) -> bool:
         """True; as transformers asks."""
@@ -112,7 +134,7 @@ class _Generates(PreTrainedModel):
 class GeneratesFromTexts(_Generates):
     """A class with an encoder: each text is read, then written about."""
 
-    @torch.no_grad()
+    @_as_stored
     def generate(
         self,
         inputs: Tensor | PackedBatch | None = None,
@@ -146,9 +168,7 @@ class GeneratesFromTexts(_Generates):
         base = self.base_model
         assert isinstance(base, EncoderDecoder)
         found = self._options(options)
-        given = inputs if input_ids is None else input_ids
-        if inputs is not None and input_ids is not None:
-            raise OptionError("generate: inputs: given beside input_ids, expected one or the other")
+        given = _one_of(inputs, input_ids, attention_mask)
         texts = base.read_texts(given, attention_mask, inputs_embeds, encoder_outputs)
         for row, length in enumerate(texts.batch.lengths.tolist()):
             if not length:
@@ -162,20 +182,23 @@ class GeneratesFromTexts(_Generates):
 class GeneratesFromPrompts(_Generates):
     """A decoder by itself: each prompt is continued."""
 
-    @torch.no_grad()
+    @_as_stored
     def generate(
         self,
         inputs: Tensor | PackedBatch | None = None,
         *,
         input_ids: Tensor | PackedBatch | None = None,
         attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
         **options: Any,
     ) -> Generated | Tensor:
         """Continue each prompt.
 
         Args:
             inputs: int64 `[batch, sequence]` or a PackedBatch; `input_ids` is the same under its other name.
-            attention_mask: `[batch, sequence]`, zero where there is no token, on whichever side.
+            attention_mask: `[batch, sequence]`, zero where there is no token, on whichever side; None is zero at
+                `pad_token_id`, unless that ends a sequence too.
+            token_type_ids: zeros, as a tokenizer gives them for prompts of one part.
             options: as of `GeneratesFromTexts.generate`.
 
         Returns:
@@ -190,24 +213,49 @@ class GeneratesFromPrompts(_Generates):
         assert isinstance(base, CausalModel)
         if not base.is_decoder:
             raise OptionError("generate: expected is_decoder in the configuration, got an encoder")
-        if inputs is not None and input_ids is not None:
-            raise OptionError("generate: inputs: given beside input_ids, expected one or the other")
+        given = _one_of(inputs, input_ids, attention_mask)
+        if given is None:
+            raise InputError("generate: input_ids: expected prompts to continue, got none")
+        _check_types(token_type_ids, given)
         found = self._options(options)
-        packed = base.pack_prompts(inputs if input_ids is None else input_ids, attention_mask)
+        if isinstance(given, Tensor) and attention_mask is None:
+            attention_mask = _without_padding(given, found)
+        packed = base.pack_prompts(given, attention_mask)
         prompts = list(packed.batch.input_ids.to(self.device).split(packed.batch.lengths.tolist()))
         for row, prompt in enumerate(prompts):
             if not len(prompt):
                 raise InputError(f"generate: prompt {row}: expected at least one token, got none")
-        written = generate(Steps(base, self.language_model_head), found, prompts)
-        if packed.layout.shape is not None and written.new_tokens is not None:
-            written.sequences = _behind(packed.layout, packed.batch.input_ids, written, found)
+        rows = given.to(self.device).long() if isinstance(given, Tensor) else None
+        written = generate(Steps(base, self.language_model_head), found, prompts, rows)
         return written if found.return_dict_in_generate else written.sequences
 
 
-def _behind(layout: Layout, ids: Tensor, written: Generated, options: GenerationOptions) -> Tensor:
-    """What was written, behind the inputs in the caller's own layout."""
-    filler = options.filler
-    given = layout.unpack(ids, 0 if filler is None else filler)
-    assert written.new_tokens is not None
-    copies = options.num_return_sequences
-    return torch.cat([given.repeat_interleave(copies, dim=0).to(written.new_tokens.device), written.new_tokens], dim=1)
+def _one_of(inputs: Any, input_ids: Any, attention_mask: Any) -> Tensor | PackedBatch | None:
+    """The ids, under whichever name they came."""
+    if inputs is not None and input_ids is not None:
+        raise OptionError("generate: inputs: given beside input_ids, expected one or the other")
+    given = inputs if input_ids is None else input_ids
+    if given is not None and not isinstance(given, Tensor | PackedBatch):
+        raise InputError(f"input_ids: expected a tensor [batch, sequence], got a {type(given).__name__}")
+    if attention_mask is not None and not isinstance(attention_mask, Tensor):
+        raise InputError(f"attention_mask: expected a tensor [batch, sequence], got a {type(attention_mask).__name__}")
+    return given
+
+
+def _check_types(types: Any, ids: Tensor | PackedBatch) -> None:
+    if isinstance(ids, PackedBatch):
+        if types is not None:
+            raise InputError("a PackedBatch holds all inputs, expected no other beside it")
+        types = ids.token_type_ids
+    elif types is not None and (not isinstance(types, Tensor) or types.shape != ids.shape):
+        raise InputError("token_type_ids: expected a tensor of the shape of input_ids")
+    if types is None:
+        return
+    if types.any():
+        raise OptionError("token_type_ids: expected zeros, prompts of several types are not supported")
+
+
+def _without_padding(ids: Tensor, options: GenerationOptions) -> Tensor | None:
+    """The mask that transformers reads off padded prompts that come without one; None where it sees no padding."""
+    padding = options.pad_token_id
+    return None if padding is None or padding in options.eos_token_id else ids != padding

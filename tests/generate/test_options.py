@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -16,7 +19,8 @@ from generate_models import END, PAD, VOCABULARY, Family, assert_same, megatron_
 from padless.engine.errors import ConfigError, InputError, OptionError
 from padless.engine.generate.generate import generate
 from padless.engine.generate.options import GenerationOptions
-from padless.engine.generate.sources import read_generation_config
+from padless.engine.generate.rules import IDLE, IDLE_ARGUMENTS, NOT_OPTIONS, RULES, WITHOUT_EFFECT
+from padless.engine.generate.sources import read_generation_config, write_generation_config
 
 CONFIG = {"vocab_size": VOCABULARY}
 
@@ -106,6 +110,43 @@ def test_where_there_is_no_file_the_configuration_counts(family: Family, tmp_pat
         0,
         (END,),
     )
+
+
+def test_every_option_of_transformers_is_known() -> None:
+    """Asked for, it works or is refused by its name; a new release's options are seen here."""
+    for name in transformers.GenerationConfig().to_dict():
+        assert name in {*RULES, *IDLE, *IDLE_ARGUMENTS, *WITHOUT_EFFECT, *NOT_OPTIONS}, name
+    mixin: Any = transformers.GenerationMixin
+    for name in inspect.signature(mixin.generate).parameters:
+        assert name in {*RULES, *IDLE, *IDLE_ARGUMENTS, "self", "inputs", "generation_config", "kwargs"}, name
+
+
+def test_names_that_nobody_knows_are_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """In a file and in an object, which a newer transformers may have made; what a mapping says is a mistake."""
+    (tmp_path / "generation_config.json").write_text(
+        '{"num_beams": 2, "foo": 1, "bar": null, "transformers_version": "6"}'
+    )
+    given = transformers.GenerationConfig(max_new_tokens=3, foo=4, num_assistant_tokens=2)
+    with caplog.at_level(logging.WARNING, "padless"):
+        read_generation_config(tmp_path)
+        assert GenerationOptions.resolve({"generation_config": given}, config=CONFIG).max_new_tokens == 3
+    assert [record.message.removeprefix(f"{tmp_path}/") for record in caplog.records] == [
+        "generation_config.json: no effect, unknown here: foo",
+        "generation_config: no effect, unknown here: foo",
+    ]
+
+
+def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    given = transformers.GenerationConfig(num_beams=3, eos_token_id=[1, 2], early_stopping="never", top_k=None)
+    write_generation_config(tmp_path, given)
+    held = read_generation_config(tmp_path)
+    assert GenerationOptions.resolve({}, config=CONFIG, generation_config=held) == GenerationOptions.resolve(
+        {}, config=CONFIG, generation_config=given.to_dict()
+    )
+    assert transformers.GenerationConfig.from_pretrained(tmp_path).to_diff_dict() == given.to_diff_dict()
+    for folder, what in ((tmp_path / "none", {}), (tmp_path, {"a": torch.zeros(1)})):
+        with pytest.raises(ConfigError, match=r"generation_config.json: cannot be written \("):
+            write_generation_config(folder, what)
 
 
 def test_the_file_is_read_with_suspicion(tmp_path: Path) -> None:
@@ -209,7 +250,16 @@ ABOVE_ZERO = "expected a finite number above 0"
         ({"decoder_start_token_id": []}, f"decoder_start_token_id: {ONE_OR_SEVERAL}, got []"),
         ({"output_scores": "all"}, "output_scores: expected True or False, got 'all'"),
         ({"generation_config": 3}, "generation_config: expected a mapping or None, got a int"),
-        ({"generation_config": {"foo": 3, "num_beams": 0}}, "num_beams: expected a whole number from 1"),
+        ({"generation_config": {"num_beams": 0}}, "num_beams: expected a whole number from 1"),
+        ({"generation_config": {"max_newtokens": 3}}, "generation_config: unknown option max_newtokens"),
+        ({"num_assistant_tokens": 3}, "generate: unknown argument num_assistant_tokens"),
+        ({"past_key_values": ()}, "past_key_values: () is not supported, expected None"),
+        (
+            {"position_ids": torch.zeros(3, 4)},
+            "position_ids: tensor([[0., 0., 0., 0.], [0., 0., 0., 0.], [0., 0., 0., ...",
+        ),
+        ({"labels": np.zeros(3)}, "labels: array([0., 0., 0.]) is not supported, expected None"),
+        ({"bad_words_ids": torch.ones(2, 3)}, "bad_words_ids: expected a list of lists of token ids, none of them"),
         ({"streamer": print}, "streamer: <built-in function print> is not supported, expected None"),
         ({"logits_processor": [print]}, "logits_processor: [<built-in function print>] is not supported"),
         ({"output_attentions": True}, "output_attentions: True is not supported, expected False"),
@@ -232,6 +282,7 @@ def test_idle_values_of_what_is_not_supported_pass() -> None:
         {
             "typical_p": 1.0, "num_beam_groups": 1, "streamer": None, "logits_processor": [], "synced_gpus": False,
             "cache_implementation": "static", "output_attentions": False, "suppress_tokens": [], "top_k": 0,
+            "past_key_values": None, "token_type_ids": None, "tokenizer": None,
         },
         config=CONFIG,
     )  # fmt: skip
@@ -283,6 +334,44 @@ def test_a_least_length_of_the_file_gives_way(caplog: pytest.LogCaptureFixture) 
         "min_length: 56 tokens at least, but at most 6, prompt included (from the model's files); "
         "sequences end at the latter"
     ]
+
+
+def test_no_sequence_goes_beyond_the_positions_of_the_model(caplog: pytest.LogCaptureFixture) -> None:
+    """One token behind the last position is chosen, as nothing reads it."""
+    for named in ({"max_new_tokens": 9}, {"max_length": 12}):
+        options = GenerationOptions.resolve(
+            {**named, "pad_token_id": 0}, config={**CONFIG, "max_position_embeddings": 8}
+        )
+        with caplog.at_level(logging.WARNING, "padless"):
+            result = generate(Chain(torch.randn(VOCABULARY, VOCABULARY)), options, [torch.arange(5), torch.arange(8)])
+        assert result.lengths is not None
+        assert result.lengths.tolist() == [4, 1]
+    assert [record.message for record in caplog.records if "max_length" in record.message] == [
+        "max_length: 12 tokens, prompt included, but the model has positions for 8: sequences end at 9"
+    ]
+    with pytest.raises(OptionError, match="the model's max_position_embeddings: 9 leaves no room behind a prompt of 9"):
+        generate(Chain(torch.randn(VOCABULARY, VOCABULARY)), options, [torch.arange(9)])
+    least = GenerationOptions.resolve(
+        {"max_new_tokens": 9, "min_length": 10}, config={**CONFIG, "max_position_embeddings": 8}
+    )
+    with pytest.raises(OptionError, match="min_length: 10 tokens at least, but at most 9, prompt included"):
+        generate(Chain(torch.randn(VOCABULARY, VOCABULARY)), least, [torch.arange(5)])
+
+
+class Greedy(Chain):
+    """It needs more memory than any machine has."""
+
+    def start(self, prompts: Sequence[torch.Tensor], *, steps: int, sequences: int) -> torch.Tensor:
+        torch.empty(steps * sequences, 2**30)
+        raise AssertionError
+
+
+def test_too_little_memory_is_told_in_one_line() -> None:
+    options = GenerationOptions.resolve({"max_new_tokens": 2**20, "num_beams": 4, "pad_token_id": 0}, config=CONFIG)
+    with pytest.raises(
+        OptionError, match=r"^generate: no memory for 8 sequences of up to 1,048,579 tokens: ask for fewer of either$"
+    ):
+        generate(Greedy(torch.zeros(1, 1)), options, PROMPTS)
 
 
 @pytest.mark.parametrize("prompt", [torch.tensor([], dtype=torch.int64), torch.tensor([[1, 2]])], ids=str)

@@ -11,7 +11,7 @@ from generate_decoders import Chain
 from generate_models import END, PAD, Family, megatron_bert, mt5, settings
 from torch import Tensor
 
-from padless.engine.errors import OptionError
+from padless.engine.errors import InputError, OptionError
 from padless.engine.generate.generate import Generated, decoder_prompts, generate
 from padless.engine.generate.options import GenerationOptions
 from padless.engine.generate.sampling import Draw
@@ -271,6 +271,23 @@ def test_given_decoder_tokens_get_the_start_token_as_in_transformers() -> None:
             4, "input_ids", {"decoder_input_ids": ids}, torch.tensor(PAD)
         )
         assert torch.equal(torch.stack(ours), theirs)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([[1, 2]], "decoder_input_ids: expected 2 rows, one for each text, got 1"),
+        ([[1, 2], [3, 20]], "decoder_input_ids: expected 0 to 19, got 20"),
+        ([[1, -1], [3, 2]], "decoder_input_ids: expected 0 to 19, got -1"),
+        ([[True], [True]], "decoder_input_ids: expected int64, got bool"),
+        ([[1.0], [1.0]], "decoder_input_ids: expected int64, got float32"),
+    ],
+    ids=str,
+)
+def test_decoder_tokens_that_are_none(given: list[list[Any]], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        decoder_prompts(options(decoder_start_token_id=4), 2, CPU, [*torch.tensor(given)])
+    assert str(caught.value) == message
 
 
 @pytest.mark.parametrize(

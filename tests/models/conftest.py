@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import string
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from transformers import BertConfig, BertModel
 
 import padless
 from padless.bench.workloads import package_path
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 WORDS = ("the", "sun", "stood", "still", "and", "moon", "river", "stone", "bread", "night", "query", ":", "passage")
 LETTERS = (*string.ascii_lowercase, *string.digits)

@@ -3,138 +3,109 @@
 from __future__ import annotations
 
 import json
-import warnings
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import transformers
-from torch import Tensor
+from generation_pairs import (
+    FAMILIES,
+    MEGATRON,
+    T5,
+    new_tokens,
+    padded,
+    pair,
+    prompts,
+    theirs_alone,
+)
 
 import padless
 from padless import InputError, OptionError
 from padless.engine.batch import PackedBatch
 
-T5: dict[str, Any] = {
-    "vocab_size": 53,
-    "d_model": 24,
-    "d_kv": 5,
-    "d_ff": 28,
-    "num_layers": 2,
-    "num_heads": 3,
-    "relative_attention_num_buckets": 8,
-    "relative_attention_max_distance": 16,
-    "tie_word_embeddings": False,
-    "eos_token_id": 1,
-    "pad_token_id": 0,
-    "decoder_start_token_id": 0,
-}
-MEGATRON: dict[str, Any] = {
-    "vocab_size": 53,
-    "hidden_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 3,
-    "intermediate_size": 36,
-    "max_position_embeddings": 96,
-    "initializer_range": 0.5,
-    "is_decoder": True,
-    "eos_token_id": 1,
-    "pad_token_id": 0,
-}
-FAMILIES = ("mt5", "megatron")
-END = 1
-
-OPTIONS: dict[str, dict[str, Any]] = {
-    "greedy": {},
-    "repetition": {"repetition_penalty": 1.7},
+PROCESSORS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "penalty": {"repetition_penalty": 1.7},
     "no pairs twice": {"no_repeat_ngram_size": 2},
-    "not before": {"min_new_tokens": 9},
-    "bad words": {"bad_words_ids": [[7], [3, 9], [12, 4]]},
+    "not before": {"min_length": 13},
+    "new not before": {"min_new_tokens": 9},
+    "bad words": {"bad_words_ids": [[40], [2, 5], [37, 37], [37, 33], [45, 52]]},
+    "forced first": {"forced_bos_token_id": 11},
     "forced end": {"forced_eos_token_id": 1},
-    "suppressed": {"suppress_tokens": [2, 5], "begin_suppress_tokens": [9]},
-    "beams": {"num_beams": 3},
-    "beams, all": {"num_beams": 4, "num_return_sequences": 4, "early_stopping": True},
-    "beams, long": {"num_beams": 3, "length_penalty": 2.0, "early_stopping": "never", "no_repeat_ngram_size": 3},
-    "beams, together": {"num_beams": 2, "repetition_penalty": 1.3, "min_new_tokens": 5, "bad_words_ids": [[7]]},
+    "suppressed": {"suppress_tokens": [2, 37]},
+    "not first": {"begin_suppress_tokens": [2, 20, 40, 37, 45]},
+    "together": {"repetition_penalty": 1.3, "min_new_tokens": 5, "bad_words_ids": [[40]], "no_repeat_ngram_size": 3},
 }
+SEARCHES: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "beams": {"num_beams": 3, "num_return_sequences": 2},
+}
+BEAMS: dict[str, dict[str, Any]] = {
+    "early": {"num_beams": 4, "num_return_sequences": 4, "early_stopping": True},
+    "long": {"num_beams": 3, "length_penalty": 2.0, "early_stopping": "never"},
+    "short": {"num_beams": 2, "length_penalty": -1.0},
+}
+DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
 
 
-@cache
-def pair(family: str) -> tuple[Any, Any]:
-    """transformers' model and ours, in fp64: what rounding decides between equal tokens is nobody's claim."""
-    torch.manual_seed(5)
-    if family == "mt5":
-        theirs: Any = transformers.MT5ForConditionalGeneration(transformers.MT5Config(**T5))
-        ours: Any = padless.MT5ForConditionalGeneration(padless.MT5Config(**T5))
-        with torch.no_grad():  # so that what is written depends on text and past, and ends at several lengths
-            for name, parameter in theirs.named_parameters():
-                if name.endswith((".q.weight", ".o.weight", ".relative_attention_bias.weight", ".wo.weight")):
-                    parameter.mul_(4)
-            theirs.shared.weight.mul_(0.1)
-            theirs.lm_head.weight[END].mul_(1.3)
-    else:
-        theirs = transformers.MegatronBertForCausalLM(transformers.MegatronBertConfig(**MEGATRON))
-        ours = padless.MegatronBertForCausalLM(padless.MegatronBertConfig(**MEGATRON))
-        with torch.no_grad():
-            theirs.cls.predictions.decoder.bias[1] += 2.0
-    ours.load_state_dict(theirs.state_dict())
-    return theirs.double().eval(), ours.double().eval()
-
-
-def prompts(count: int, seed: int = 0) -> list[Tensor]:
-    draw = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(1, 13, (count,), generator=draw).tolist()
-    return [torch.randint(2, 53, (length,), generator=draw) for length in lengths]
-
-
-def padded(texts: list[Tensor]) -> dict[str, Tensor]:
-    width = max(map(len, texts))
-    rows = [torch.cat([torch.zeros(width - len(text), dtype=torch.long), text]) for text in texts]
-    masks = [torch.cat([torch.zeros(width - len(text), dtype=torch.long), torch.ones_like(text)]) for text in texts]
-    return {"input_ids": torch.stack(rows), "attention_mask": torch.stack(masks)}
-
-
-def new_tokens(sequences: Tensor, family: str, width: int) -> list[list[int]]:
-    """What was written, up to its end token; behind it transformers' beams have end tokens, others have padding."""
-    rows = sequences[:, 1 if family == "mt5" else width :].tolist()
-    return [row[: row.index(END) + 1] if END in row else row for row in rows]
-
-
-def theirs_alone(family: str, texts: list[Tensor], **options: Any) -> list[list[int]]:
-    """Of each text by itself: where texts are padded, transformers' positions are not those of the text alone."""
-    model, found = pair(family)[0], []
-    for text in texts:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            sequences = model.generate(text[None], attention_mask=torch.ones_like(text)[None], **options)
-        found += new_tokens(sequences, family, len(text))
-    return found
-
-
-def compare(family: str, count: int, options: dict[str, Any], seed: int) -> None:
+def compare(family: str, count: int, options: dict[str, Any], seed: int, dtype: torch.dtype) -> list[list[int]]:
+    """What both write, or else an AssertionError."""
     texts = prompts(count, seed)
     given = padded(texts)
     options = {"max_new_tokens": 14, **options}
-    ours = pair(family)[1].generate(**given, **options)
+    ours = pair(family, dtype)[1].generate(**given, **options)
     found = new_tokens(ours, family, given["input_ids"].shape[1])
-    expected = theirs_alone(family, texts, **options)
-    assert found == expected
+    expected = theirs_alone(family, texts, dtype, **options)
+    different = sum(mine != other for mine, other in zip(found, expected, strict=True))
+    assert found == expected, f"{different} of {len(found)} sequences"
+    return found
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.fixture(scope="module")
+def plain() -> dict[tuple[str, str], list[list[int]]]:
+    """What our models write without a processor, by family and search."""
+    given, found = padded(prompts(50)), {}
+    for family in FAMILIES:
+        for search in SEARCHES:
+            written = pair(family, torch.float32)[1].generate(**given, max_new_tokens=14, **SEARCHES[search])
+            found[family, search] = new_tokens(written, family, given["input_ids"].shape[1])
+    return found
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize("name", PROCESSORS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_fifty_prompts_token_for_token(family: str, name: str) -> None:
-    plain = name in ("greedy", "beams")
-    compare(family, 50 if plain else 12, OPTIONS[name], seed=len(name))
+def test_fifty_prompts_token_for_token_in_fp32(
+    family: str, name: str, search: str, plain: dict[tuple[str, str], list[list[int]]]
+) -> None:
+    """With each processor and without; each changes what is written."""
+    options = {**PROCESSORS[name], **SEARCHES[search]}
+    written = compare(family, 50, options, seed=0, dtype=torch.float32)
+    # The forced first token stands behind a prompt of one token.
+    assert (written != plain[family, search]) == (name != "none")
+
+
+@pytest.mark.parametrize("name", BEAMS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fifty_prompts_with_other_beams(family: str, name: str) -> None:
+    compare(family, 50, BEAMS[name], seed=1, dtype=torch.float32)
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize("name", PROCESSORS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_two_hundred_prompts_token_for_token(family: str, name: str) -> None:
-    compare(family, 200, OPTIONS[name], seed=100 + len(name))
+def test_two_hundred_prompts_token_for_token(family: str, name: str, search: str, dtype: str) -> None:
+    compare(family, 200, {**PROCESSORS[name], **SEARCHES[search]}, seed=100 + len(name), dtype=DTYPES[dtype])
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", BEAMS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_two_hundred_prompts_with_other_beams(family: str, name: str, dtype: str) -> None:
+    compare(family, 200, BEAMS[name], seed=200 + len(name), dtype=DTYPES[dtype])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
