@@ -90,7 +90,9 @@ def _classification(options: Any) -> Shape:
     each = getattr(options, "long_texts", "") == "chunk" and options.aggregate == "each"
     fields = SCORES if alone else tuple(pa.field(f"{field.name}s", pa.list_(field.type)) for field in SCORES)
     if each:
-        fields = tuple(pa.field(field.name if not alone else f"{field.name}s", pa.list_(field.type)) for field in fields)
+        fields = tuple(
+            pa.field(field.name if not alone else f"{field.name}s", pa.list_(field.type)) for field in fields
+        )
 
     def values(answer: Any) -> tuple[Any, ...]:
         return tuple(_taken(answer, name) for name in ("label", "score"))
@@ -155,7 +157,11 @@ def _choices(options: Any) -> Shape:
 def _ranking(options: Any) -> Shape:
     text = [("text", pa.string())] if options.return_documents else []
     field = pa.field("ranking", pa.list_(pa.struct([("corpus_id", pa.int32()), ("score", SCORE), *text])))
-    return Shape(lambda row: {"query": _text(row), "documents": _several(row)}, (field,), lambda answer: (answer,), True)
+
+    def item(row: Row) -> dict[str, Any]:
+        return {"query": _text(row), "documents": _several(row)}
+
+    return Shape(item, (field,), lambda answer: (answer,), True)
 
 
 def _written(options: Any) -> Shape:

@@ -50,7 +50,8 @@ class TextGeneration(Task[str, WritingOptions]):
         rows: list[list[int]] = []
         faults: dict[int, InputError] = {}
         for place, ids in enumerate(found):
-            new = lengths.longest(len(ids)) - len(ids)
+            wanted = lengths.max_new_tokens
+            new = lengths.longest(len(ids)) - len(ids) if wanted is None else wanted
             if limit is not None and options.handle_long_generation == "hole" and 0 < new < limit < len(ids) + new:
                 ids = ids[len(ids) - (limit - new) :]
             reason = _why_not(len(ids), new, limit)
@@ -87,12 +88,7 @@ def _why_not(prompt: int, new: int, limit: int | None) -> str:
     """Why nothing can be written behind a prompt of so many tokens; empty where it can."""
     if not prompt:
         return "the prompt has no token"
-    if new < 1:
-        return f"a prompt of {prompt} tokens leaves no room within max_length"
-    # The last new token is never read.
-    if limit is not None and prompt + new - 1 > limit:
-        return (
-            f"a prompt of {prompt} tokens and {new} new ones are more than the {limit} that the model takes; "
-            "expected a shorter prompt, a lower max_new_tokens, or handle_long_generation='hole'"
-        )
-    return ""
+    if limit is not None and prompt > limit:
+        expected = "expected a shorter one, or handle_long_generation='hole'"
+        return f"a prompt of {prompt} tokens, the model takes at most {limit}; {expected}"
+    return f"a prompt of {prompt} tokens leaves no room within max_length" if new < 1 else ""

@@ -165,8 +165,11 @@ def test_the_last_position_is_used_and_none_behind_it(continuer: Any) -> None:
     options = {"do_sample": False, "min_new_tokens": 5, "return_tensors": True}
     (answer,) = continuer(prompt, max_new_tokens=5, **options)
     assert len(answer["generated_token_ids"]) == 65  # 64 positions; the last token is never read
-    with pytest.raises(InputError, match="row 0: a prompt of 60 tokens and 6 new ones are more than the 64 that the"):
-        continuer(prompt, max_new_tokens=6, **options)
+    assert continuer(prompt, max_new_tokens=9, **options) == [answer]
+    with pytest.raises(
+        InputError, match="row 0: a prompt of 65 tokens, the model takes at most 64; expected a shorter"
+    ):
+        continuer("the " * 63, max_new_tokens=9, **options)
 
 
 def test_a_prompt_without_room_costs_itself_only(continuer: Any) -> None:
