@@ -1,15 +1,13 @@
-"""`generate` of the classes that write: their prompts, packed, and the steps of their decoder over a cache."""
+"""`generate` of the classes that write: their prompts, packed, and what is written about them."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..batch import PackedBatch
 from ..errors import InputError, OptionError
@@ -17,62 +15,12 @@ from ..generate.generate import Generated, decoder_prompts, generate
 from ..generate.options import GenerationOptions
 from ..generate.sources import read_generation_config
 from .causal import CausalModel
-from .decoding import Decoding, Texts
-from .kv_cache import KeyValueCache
 from .padding import Layout
 from .pretrained import PreTrainedModel
 from .seq2seq import EncoderDecoder
+from .steps import Steps
 
-__all__ = ["GeneratesFromPrompts", "GeneratesFromTexts", "Steps"]
-
-
-class Steps:
-    """A decoder one token a step, as `engine/generate/decoder.py` asks for it."""
-
-    def __init__(self, model: Any, head: Any, texts: Texts | None = None) -> None:
-        """Nothing runs before `start`.
-
-        Args:
-            model: an `EncoderDecoder` or a `CausalModel`.
-            head: from `[rows, hidden]` to `[rows, vocab]`.
-            texts: the encoder's output, where there is an encoder.
-        """
-        self._model, self._head, self._texts = model, head, texts
-        self._cache = KeyValueCache.empty(0)
-
-    def start(self, prompts: Sequence[Tensor], *, steps: int, sequences: int) -> Tensor:
-        """The logits behind each prompt, fp32 `[prompts, vocab]`; room for so many steps is made at once."""
-        lengths = torch.tensor([len(prompt) for prompt in prompts], dtype=torch.int32)
-        longest = int(lengths.max()) if len(lengths) else 0
-        self._cache = KeyValueCache.empty(self._model.decoder_layers, longest + steps)
-        if self._texts is not None:
-            self._cache = self._model.start_decoding(self._texts, longest + steps)
-        limit = self._model.longest
-        if limit is not None and longest > limit:
-            raise OptionError(f"a prompt of {longest} tokens: the model takes at most {limit}")
-        ids = torch.cat([*prompts])
-        positions = torch.cat([torch.arange(int(length), device=ids.device) for length in lengths])
-        hidden = self._pass(ids, positions, lengths)
-        return self._logits(hidden[(lengths.cumsum(0) - 1).long().to(hidden.device)])
-
-    def step(self, tokens: Tensor) -> Tensor:
-        """Append one token to each sequence, int64 `[sequences]`; the logits of the next, fp32 `[sequences, vocab]`."""
-        positions = self._cache.lengths.long().to(tokens.device)
-        return self._logits(self._pass(tokens, positions, torch.ones(len(tokens), dtype=torch.int32)))
-
-    def reorder(self, rows: Tensor) -> None:
-        """Sequence i goes on from what was sequence `rows[i]`."""
-        if len(rows) != len(self._cache.lengths) or not torch.equal(rows.cpu(), torch.arange(len(rows))):
-            self._cache.reorder(rows)
-
-    def _pass(self, ids: Tensor, positions: Tensor, lengths: Tensor) -> Tensor:
-        edges = F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0)).to(ids.device)
-        batch = PackedBatch(ids, positions, None, edges, lengths, int(lengths.max()))
-        place = self._cache.extend(batch)
-        return self._model.decode(Decoding(batch, self._texts, self._cache, place))
-
-    def _logits(self, hidden: Tensor) -> Tensor:
-        return self._head(hidden).float()
+__all__ = ["GeneratesFromPrompts", "GeneratesFromTexts"]
 
 
 class _Generates(PreTrainedModel):
