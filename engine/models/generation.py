@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..batch import PackedBatch
+from ..cuda_graphs import wanted
 from ..errors import InputError, OptionError
 from ..generate.generate import Generated, decoder_prompts, generate
 from ..generate.options import GenerationOptions
@@ -18,6 +19,7 @@ from .causal import CausalModel
 from .padding import Layout
 from .pretrained import PreTrainedModel
 from .seq2seq import EncoderDecoder
+from .step_graphs import StepGraphs
 from .steps import Steps
 
 __all__ = ["GeneratesFromPrompts", "GeneratesFromTexts"]
@@ -29,6 +31,9 @@ class _Generates(PreTrainedModel):
     generation_config: dict[str, Any] | None = None
     """What `generation_config.json` of the folder holds; None where there is none."""
     main_input_name: ClassVar[str] = "input_ids"
+    cuda_graphs: bool | str = "auto"
+    """Whether the steps of `generate` are recorded and replayed, see `step_graphs.py`; "auto" does on every GPU."""
+    _step_graphs: StepGraphs | None = None
 
     def read_beside(self, folder: Path) -> None:
         """Keep the folder's generation configuration."""
@@ -41,6 +46,14 @@ class _Generates(PreTrainedModel):
     @abstractmethod
     def language_model_head(self, hidden: Tensor) -> Tensor:
         """`[rows, hidden]` to `[rows, vocab]`."""
+
+    def _write(self, steps: Steps, options: GenerationOptions, prompts: list[Tensor]) -> Generated:
+        if not wanted(self.cuda_graphs, self.device):
+            return generate(steps, options, prompts)
+        if self._step_graphs is None:
+            self._step_graphs = StepGraphs()
+        with self._step_graphs.lent(self, steps) as decoder:
+            return generate(decoder, options, prompts)
 
     def _options(self, arguments: dict[str, Any]) -> GenerationOptions:
         return GenerationOptions.resolve(
@@ -103,7 +116,7 @@ class GeneratesFromTexts(_Generates):
                 raise InputError(f"generate: text {row}: expected at least one token, got none")
         begun = self._ids(decoder_input_ids, "decoder_input_ids")
         prompts = decoder_prompts(found, len(texts.batch), self.device, None if begun is None else [*begun[0]])
-        written = generate(Steps(base, self.language_model_head, texts), found, prompts)
+        written = self._write(Steps(base, self.language_model_head, texts), found, prompts)
         return written if found.return_dict_in_generate else written.sequences
 
 
@@ -146,7 +159,7 @@ class GeneratesFromPrompts(_Generates):
         for row, prompt in enumerate(prompts):
             if not len(prompt):
                 raise InputError(f"generate: prompt {row}: expected at least one token, got none")
-        written = generate(Steps(base, self.language_model_head), found, prompts)
+        written = self._write(Steps(base, self.language_model_head), found, prompts)
         if packed.layout.shape is not None and written.new_tokens is not None:
             written.sequences = _behind(packed.layout, packed.batch.input_ids, written, found)
         return written if found.return_dict_in_generate else written.sequences
