@@ -134,9 +134,10 @@ class RoomKind:
         return kind if alike and (cross is None) == (cache.texts is None) else None
 
     def bytes(self, size: RoomSize) -> int:
-        """That a room of this kind and size takes, about."""
+        """That a room of this kind and size takes, with the head's product, the largest of what a recording keeps."""
         kept = size.slots * size.capacity * prod(self.own) + size.text_tokens * prod(self.across or (0,))
-        return 2 * self.layers * kept * self.dtype.itemsize + 4 * size.slots * self.vocabulary
+        logits = size.slots * self.vocabulary
+        return 2 * self.layers * kept * self.dtype.itemsize + logits * (4 + self.dtype.itemsize)
 
 
 class Room:
@@ -196,7 +197,10 @@ class Room:
 
     def reorder(self, rows: Tensor) -> None:
         """Sequence i goes on from what was sequence `rows[i]`; int64, at most as many as there are slots."""
-        sources, targets = self.seats.reorder(rows.cpu().numpy())
+        host = rows.cpu().numpy()
+        if np.array_equal(host, np.arange(len(self.seats.slots))):
+            return
+        sources, targets = self.seats.reorder(host)
         self._fresh = False
         if not len(sources):
             return
