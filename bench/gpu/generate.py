@@ -187,9 +187,9 @@ def _run(models: _Models, writing: Writing, names: tuple[str, ...]) -> Figures:
     for name in names:
         try:
             call = _call(models, name, given, count)
-            for _ in range(3):  # code is compiled; then a step is recorded; then it is replayed
-                tokens = call()
-            problem = _problem(models, name) if tokens.shape == right.shape else f"wrote {list(tokens.shape)} tokens"
+            # Code is compiled; then a step is recorded; then it is replayed.
+            shapes = {tuple(call().shape) for _ in range(3)}
+            problem = _problem(models, name) if shapes == {tuple(right.shape)} else f"wrote tokens of shape {shapes}"
         except Absent as error:
             problem = first_line(error)
         except Exception as error:
@@ -264,13 +264,13 @@ def _blind(right: Tensor) -> str | None:
 def _wide_tokens(models: _Models, given: Mapping[str, Tensor], right: Tensor) -> str | None:
     """Where a token of ours in fp32 is not transformers'."""
     model = models.ours_wide
-    for graphs in (False,) if models.context.dry else (False, True):
+    for graphs in (False, True) if models.context.device.type == "cuda" else (False,):
         model.cuda_graphs = graphs
-        for _ in range(1 + 2 * graphs):
+        for _ in range(1 + 2 * graphs):  # as usual, recorded, replayed
             tokens = _written(model, given, right.shape[1] - 1)
-        if not torch.equal(tokens, right):
-            equal = int((tokens == right).all(dim=1).sum()) if tokens.shape == right.shape else 0
-            return f"wrong tokens in fp32, CUDA graphs {graphs}: {equal} of {len(right)} texts are written alike"
+            if not torch.equal(tokens, right):
+                equal = int((tokens == right).all(dim=1).sum()) if tokens.shape == right.shape else 0
+                return f"wrong tokens in fp32, CUDA graphs {graphs}: {equal} of {len(right)} texts are written alike"
     return None
 
 
@@ -281,12 +281,11 @@ def _narrow_logits(models: _Models, given: Mapping[str, Tensor], right: Tensor, 
     theirs = relative_error(models.theirs(**given, decoder_input_ids=tokens).logits.float(), reference)
     texts = models.ours.base_model.read_texts(given["input_ids"], given["attention_mask"], None, None)
     steps = Steps(models.ours.base_model, models.ours.language_model_head, texts)
-    rooms: Rooms | StepGraphs = Rooms() if models.context.dry else StepGraphs()
-    if isinstance(rooms, StepGraphs):
-        with rooms.lent(models.ours, steps) as decoder:
+    if models.context.device.type == "cuda":
+        with StepGraphs().lent(models.ours, steps) as decoder:
             logits = _forced(decoder, tokens)
     else:
-        logits = _forced(StaticSteps(steps, rooms), tokens)
+        logits = _forced(StaticSteps(steps, Rooms()), tokens)
     ours = relative_error(logits, reference)
     figures |= {"error": float(f"{ours:.3e}"), "peer_error": float(f"{theirs:.3e}")}
     # In fp32, as in a dry run, transformers' own error is none.

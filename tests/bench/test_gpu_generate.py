@@ -39,14 +39,7 @@ class OnCpu(generate._Models):
 
 
 @pytest.fixture
-def models(small: None, monkeypatch: pytest.MonkeyPatch) -> generate._Models:
-    def without_graphs(models: Any, given: Any, right: Any) -> str | None:
-        dry = type(models).__new__(type(models))
-        dry.__dict__ = {**models.__dict__, "context": replace(models.context, dry=True)}
-        return wide(dry, given, right)
-
-    wide = generate._wide_tokens
-    monkeypatch.setattr(generate, "_wide_tokens", without_graphs)
+def models(small: None) -> generate._Models:
     return OnCpu(HERE)
 
 
@@ -78,7 +71,7 @@ def test_recordings_that_are_not_there_have_no_figure(models: generate._Models) 
 
 def test_a_token_that_is_not_transformers_is_found(models: generate._Models) -> None:
     assert models.theirs_wide is not None  # has the weights of ours as they are before
-    project = models.ours_wide.decoder.block[0].layer[1].EncDecAttention.o
+    project: Any = models.ours_wide.get_submodule("decoder.block.0.layer.1.EncDecAttention.o")
     project.weight = torch.nn.Parameter(project.weight.flip(0), requires_grad=False)
     figures = measured(models)
     assert figures["status"] == "failed"
