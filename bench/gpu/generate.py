@@ -190,17 +190,17 @@ def _run(models: _Models, writing: Writing, names: tuple[str, ...]) -> Figures:
             # Code is compiled; then a step is recorded; then it is replayed.
             shapes = {tuple(call().shape) for _ in range(3)}
             problem = _problem(models, name) if shapes == {tuple(right.shape)} else f"wrote tokens of shape {shapes}"
+            if problem is None:
+                calls[name] = call
+            else:
+                absent[name] = problem
         except Absent as error:
-            problem = first_line(error)
+            absent[name] = first_line(error)
         except Exception as error:
-            problem = f"{type(error).__name__}: {first_line(error)}"
+            absent[name] = f"{type(error).__name__}: {first_line(error)}"
             if context.device.type == "cuda":
                 # A fault that the device keeps would fail every case after this one; it ends this process instead.
                 torch.cuda.synchronize()
-        if problem is None:
-            calls[name] = call
-        else:
-            absent[name] = problem
     return _timed(context, calls, absent, figures)
 
 

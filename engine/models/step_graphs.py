@@ -114,6 +114,9 @@ class StepGraphs(Recorder, Rooms):
             return recording.replay()
         model = self._model
         assert model is not None
+        if self._state is not None and not self._state.holds():
+            self._outdated(room)
+            room.recordings[rows] = None
         room.recordings[rows], logits = self._record(
             lambda: room.fill(tokens),
             lambda: room.launch(steps.model, steps.head, rows),
@@ -122,6 +125,13 @@ class StepGraphs(Recorder, Rooms):
             room.kind.device,
         )
         return logits
+
+    def _outdated(self, room: Room) -> None:
+        """Another model would make the state hold again, and what was recorded of the old one seem right."""
+        _wait(room.kind.device)
+        for each in (*self.rooms, room):
+            each.recordings.clear()
+        self._state = None
 
     def _refuse(self, what: object, error: Exception) -> None:
         self._off = True
