@@ -12,6 +12,7 @@ import copy
 import logging
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -261,7 +262,7 @@ def attended(
     bias_bidirectional: bool = False,
 ) -> Tensor:  # fmt: skip
     """`decode_attention` without a question to the host, as the kernel is."""
-    places = torch.arange(max_length)
+    places = torch.arange(max_length, device=q.device)
     rows = (starts[:, None] + places).clamp(max=len(k) - 1)
     scores = torch.einsum("shd,slhd->shl", q, k[rows]) * (
         q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
@@ -274,18 +275,18 @@ def attended(
     return torch.einsum("shl,slhd->shd", weights, v[rows])
 
 
+def without_questions(model: Any) -> Any:
+    for op in model.bound_ops():
+        if op.op == "decode_attention":
+            op._forward = attended
+    return model
+
+
 @pytest.fixture
 def recordable() -> Callable[[str], Any]:
     """Models whose step asks the host for nothing."""
 
-    def build(family: str) -> Any:
-        model = made(family).bind("eager")
-        for op in model.bound_ops():
-            if op.op == "decode_attention":
-                op._forward = attended
-        return model
-
-    return build
+    return lambda family: without_questions(made(family).bind("eager"))
 
 
 def by_graphs(model: Any, texts: list[Tensor], graphs: StepGraphs, **options: Any) -> Generated:
@@ -316,6 +317,22 @@ def test_steps_told_again_are_those_of_plain_steps(
     assert len(launched) == 3 * graphs.recorded + seen_once  # once as usual, once more, and while it is recorded
     assert graphs.replayed > 2 * graphs.recorded
     assert len(set(launched)) > 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_step_asks_the_host_for_nothing(recordable: Callable[[str], Any], family: str) -> None:
+    """On a device whose tensors have no values, and which takes none from the host's."""
+    model, texts = recordable(family), texts_of(9)
+    decoder = StaticSteps(plain(model, texts), Rooms())
+    written(model, texts, decoder)
+    assert decoder.room is not None
+    model.to("meta")  # binds anew
+    room = Room(replace(decoder.room.kind, device=torch.device("meta")), decoder.room.size)
+    with pytest.raises(NotImplementedError):
+        room.launch(model.base_model, model.language_model_head, 16)
+    without_questions(model)
+    logits = room.launch(model.base_model, model.language_model_head, 16)
+    assert logits.shape == (16, 53)
 
 
 def test_a_model_that_has_changed_is_recorded_anew(recordable: Callable[[str], Any]) -> None:
