@@ -92,6 +92,7 @@ if TYPE_CHECKING:
         MT5ForTokenClassification,
         MT5Model,
     )
+    from .engine.pipelines import pipeline
     from .engine.tokenization import (
         AutoTokenizer,
         BatchEncoding,
@@ -189,6 +190,7 @@ __all__ = [
     "WeightsError",
     "__version__",
     "load",
+    "pipeline",
 ]
 
 _NAMES_OF = {
@@ -270,6 +272,7 @@ _NAMES_OF = {
         "MT5ForTokenClassification",
         "MT5Model",
     ),
+    ".engine.pipelines": ("pipeline",),
     ".engine.tokenization": (
         "AutoTokenizer",
         "BatchEncoding",

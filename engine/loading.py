@@ -1,8 +1,9 @@
-"""From a model folder to something that runs: the one place where all the parts of loading meet."""
+"""From a model folder to something that runs: an encoder, or one of the tasks."""
 
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 
@@ -17,12 +18,12 @@ from .models.pretrained import parameters_left_empty
 from .pooling import SentenceHead
 from .precision import resolve_device, resolve_dtype
 from .sentence_folder import read_sentence_folder
+from .tasks import task_class
+from .tasks.loading import load_task, task_of_folder
 from .tokenizer import Tokenizer, check_vocabulary
 from .weights import load_weights
 
-__all__ = ["TASKS", "load"]
-
-TASKS = ("embedding",)
+__all__ = ["TOKEN_BUDGET", "load"]
 
 TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}
 """Tokens in a batch, by device type. On a CPU a batch's activations should stay in the last cache; a GPU wants work."""
@@ -31,14 +32,14 @@ TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}
 def load(
     path: str | os.PathLike[str],
     *,
-    device: str | torch.device = "auto",
+    device: str | int | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
     backend: str = "auto",
     deterministic: bool = False,
     task: str | None = None,
     cuda_graphs: bool | str = "auto",
-) -> Encoder:
-    """Load a model and return what runs it.
+) -> Any:
+    """Load a model and return what runs it: an `Encoder` for embeddings, else a `Task` of engine/tasks.
 
     Args:
         path: a model folder (sentence-transformers or transformers), or `org/name` under `$PADLESS_MODELS`.
@@ -47,7 +48,9 @@ def load(
             computes in (bf16 on a GPU and on CPUs with bf16 instructions, else fp32).
         backend: "auto", or the name of a row of the dispatch table, which then serves or raises.
         deterministic: only rows that promise the same bits for a text whatever its neighbours.
-        task: "embedding", or None for what the folder is made for.
+        task: "embedding", or one of `engine/tasks`; None is what the folder is made for: the task of the head that its
+            `config.json` names, and "embedding" for sentence-transformers folders, bare models and masked language
+            models.
         cuda_graphs: whether what is done for small batches is recorded and replayed, see `engine/cuda_graphs.py`;
             "auto" on every GPU. The first batches of a size take longer.
 
@@ -56,14 +59,27 @@ def load(
         BackendError: `backend` or `deterministic` cannot be served; lists the reasons.
         OptionError: an argument is out of range.
     """
-    if task not in (None, *TASKS):
-        raise OptionError(f"task: expected one of {', '.join(TASKS)}, got {task!r}")
+    if task not in (None, "embedding"):
+        task_class(task)
     if backend not in backends():
         raise OptionError(f"backend: expected one of {', '.join(backends())}, got {backend!r}")
     target = resolve_device(device)
     precision = resolve_dtype(dtype, target)
     wanted(cuda_graphs, target)
     folder = resolve_folder(path)
+    if task is None:
+        task = task_of_folder(folder)
+    if task != "embedding":
+        budget = TOKEN_BUDGET[target.type]
+        return load_task(
+            folder,
+            task,
+            device=target,
+            dtype=precision,
+            backend=backend,
+            deterministic=deterministic,
+            token_budget=budget,
+        )
     sentence = read_sentence_folder(folder)
     source = sentence.transformer_folder
     family = encoder_class(model_type(source), source=str(source / CONFIG_NAME))

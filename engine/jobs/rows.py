@@ -27,9 +27,11 @@ class Row:
         file: the input file, as the caller named it.
         file_row: position among the rows of that file, from 0.
         id: value of the id column, or None.
-        text: what to embed, or None where the row is bad.
+        text: what to compute on, or None where the row is bad.
         kind: "ok"; "repaired" where the text was changed before use; "error" where there is no text.
         reason: what was found and what was expected; empty for "ok".
+        pair: the second text of a pair, or the choices that belong to `text`; None where the job has none.
+        kept: values of the columns that are carried into the output, in the job's order of them.
     """
 
     number: int
@@ -39,6 +41,8 @@ class Row:
     text: str | None
     kind: Literal["ok", "repaired", "error"] = "ok"
     reason: str = ""
+    pair: str | list[str] | None = None
+    kept: tuple[object, ...] = ()
 
 
 class InputFile(ABC):

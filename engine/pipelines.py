@@ -1,0 +1,103 @@
+"""`padless.pipeline`: tasks in transformers' spelling, so that code is ported by changing one import."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .errors import OptionError
+from .loading import TOKEN_BUDGET, load
+from .tasks import task_class
+from .tasks.task import Loaded, Task
+from .tokenization.backend import alike
+from .tokenization.base import PreTrainedTokenizerFast
+from .tokenizer import Tokenizer
+
+__all__ = ["pipeline"]
+
+
+def pipeline(
+    task: str | None = None,
+    model: str | os.PathLike[str] | Any = None,
+    *,
+    tokenizer: Any = None,
+    device: str | int | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    torch_dtype: str | torch.dtype | None = None,
+    device_map: Any = None,
+    batch_size: int | None = None,
+    backend: str = "auto",
+    deterministic: bool = False,
+    trust_remote_code: bool | None = None,
+    **options: Any,
+) -> Any:
+    """Load a model for a task, as `padless.load(model, task=task)` does, or put one that is loaded behind a task.
+
+    Args:
+        task: a name of engine/tasks, such as "fill-mask"; None is what the folder is made for.
+        model: a folder, an id such as "org/name", or a model of padless that is loaded; then with its `tokenizer`.
+        tokenizer: of a loaded model; that of a folder is read from it.
+        device: "auto", "cpu", "cuda", "cuda:N" or N, which is the CPU where there is no GPU; -1 is the CPU, None is
+            "auto".
+        dtype: as of `padless.load`; None is "auto".
+        torch_dtype: older spelling of `dtype`.
+        device_map: "auto" is the device "auto"; a device is that device.
+        batch_size: most pieces in a batch; None leaves that to a token budget.
+        backend, deterministic: as of `padless.load`.
+        trust_remote_code: accepted where it asks for nothing: code of a folder is never run.
+        options: of every call that does not name them itself.
+
+    Raises:
+        OptionError: an argument or an option is unknown or out of range.
+        ModelNotFoundError, ConfigError, WeightsError, TokenizerError: the folder; one line that names file and field.
+    """
+    if trust_remote_code:
+        raise OptionError("trust_remote_code: expected False, no code of a folder is ever run")
+    if model is None:
+        raise OptionError("model: expected a folder or an id; padless has no default models")
+    wanted = device_map if device is None else device
+    precision = dtype if torch_dtype is None else torch_dtype
+    if isinstance(model, str | os.PathLike):
+        if tokenizer is not None and str(tokenizer) != str(model):
+            raise OptionError("tokenizer: expected that of the model's folder, or a loaded model beside it")
+        found = load(
+            model,
+            task=task,
+            device="auto" if wanted is None else wanted,
+            dtype="auto" if precision is None else precision,
+            backend=backend,
+            deterministic=deterministic,
+        )
+    else:
+        found = _behind(task, model, tokenizer)
+    if not isinstance(found, Task):
+        if options or batch_size is not None:
+            raise OptionError(f"{', '.join(options) or 'batch_size'}: embeddings take options in calls of encode")
+        return found
+    found.defaults, found.batch_size = dict(options), batch_size
+    found.options({})
+    return found
+
+
+def _behind(task: str | None, model: Any, tokenizer: Any) -> Task[Any, Any]:
+    """A loaded model as a task."""
+    if task is None:
+        raise OptionError("task: expected a name beside a loaded model")
+    chosen = task_class(task)
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise OptionError(f"tokenizer: expected one of padless beside a loaded model, got {type(tokenizer).__name__}")
+    if not type(model).__name__.endswith(chosen.kind) or not hasattr(model, "bound_ops"):
+        raise OptionError(f"model: {task} needs a class of padless {chosen.kind}, got {type(model).__name__}")
+    limits = [limit for limit in (tokenizer.model_max_length, model.base_model.longest) if limit and limit < 1e20]
+    single = Tokenizer(
+        alike(tokenizer.backend_tokenizer),
+        source=Path(tokenizer.name_or_path),
+        max_length=int(min(limits)) if limits else None,
+        cut_from_left=tokenizer.truncation_side == "left",
+    )
+    model.eval()
+    budget = TOKEN_BUDGET[model.device.type]
+    return chosen(Loaded(model, single, tokenizer, Path(tokenizer.name_or_path), model.device, model.dtype, budget))

@@ -1,0 +1,43 @@
+"""Inputs of tasks on texts and pairs of texts, in the forms that transformers' pipelines take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import InputError
+from .long_texts import Text
+
+__all__ = ["described", "read_texts"]
+
+
+def read_texts(inputs: Any) -> tuple[list[Text], bool]:
+    """Texts of a call, and whether it was called with a single one.
+
+    A text is a str; a pair is a tuple of two str, or a dict with "text" and "text_pair". Several are a list.
+
+    Raises:
+        InputError: an input is none of these; names the row.
+    """
+    if isinstance(inputs, str | tuple | Mapping):
+        return [_read_text(inputs, "")], True
+    if isinstance(inputs, bytes) or not hasattr(inputs, "__iter__"):
+        raise InputError(f"inputs: expected a text, a pair, or a list of them, got {described(inputs)}")
+    return [_read_text(value, f"row {row}: ") for row, value in enumerate(inputs)], False
+
+
+def _read_text(value: Any, where: str) -> Text:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Mapping) and set(value) <= {"text", "text_pair"} and "text" in value:
+        pair = (value["text"], value.get("text_pair"))
+        value = pair if pair[1] is not None else pair[:1]
+    if isinstance(value, tuple) and len(value) in (1, 2) and all(isinstance(part, str) for part in value):
+        return value[0] if len(value) == 1 else (value[0], value[1])
+    expected = 'a string, a tuple of two, or {"text": …, "text_pair": …}'
+    raise InputError(f"{where}expected {expected}, got {described(value)}")
+
+
+def described(value: Any) -> str:
+    """A value as messages show it."""
+    return f"{type(value).__name__} ({value!r:.60})"
