@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from .markdown_models import models_section, sanitizer_section
+from .markdown_models import generate_section, models_section, sanitizer_section
 from .markdown_table import NOT_MEASURED, Cases, number, table
 
 __all__ = ["render"]
@@ -28,6 +28,7 @@ def render(report: Mapping[str, Any]) -> str:
         "attention": _attention,
         "fused": _fused,
         "models": models_section,
+        "generate": generate_section,
         "tune": _tune,
         "sanitizer": sanitizer_section,
         "profile": _profile,

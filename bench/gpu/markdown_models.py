@@ -1,4 +1,4 @@
-"""The sections of report.md about whole models and about compute-sanitizer."""
+"""The sections of report.md about whole models, about writing and about compute-sanitizer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from .markdown_table import NOT_MEASURED, Cases, number, table
 
-__all__ = ["models_section", "sanitizer_section"]
+__all__ = ["generate_section", "models_section", "sanitizer_section"]
 
 OURS = "padless"
 FAST, SLOW = "MobileBERT", "BERT-base"
@@ -102,6 +102,33 @@ def _systems(name: str, figures: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
 
 def _cosines(row: Mapping[str, Any]) -> str:
     return f"{row['cosine']:.6f}, {row['apart']:.4f}" if "cosine" in row else NOT_MEASURED
+
+
+def generate_section(cases: Cases) -> list[str]:
+    """Every system that wrote, and who was left out."""
+    found = {name: figures for name, figures in cases.items() if "timed" in figures}
+    lines = ["Greedy, from padded ids on the device to what was written; every token in fp32 is transformers'.", ""]
+    lines += table(
+        ("model and texts", "system", "ms", "p20 to p80", "new tokens/s", "padless is … times as fast",
+         "error of logits, of transformers'"),
+        [row for name, figures in found.items() for row in _writers(name, figures)],
+    )  # fmt: skip
+    missing = Counter((peer, why) for figures in found.values() for peer, why in figures.get("absent", {}).items())
+    return [*lines, "", *(f"- {peer}, left out of {count}: {why}" for (peer, why), count in sorted(missing.items()))]
+
+
+def _writers(name: str, figures: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
+    for system, row in figures["timed"].items():
+        errors = f"{figures['error']:.1e}, {figures['peer_error']:.1e}" if system.startswith(OURS) else ""
+        if row is None:
+            yield name, system, *([NOT_MEASURED] * 4), errors
+            continue
+        times = row["ms"]
+        spread = f"{times['p20']:,.2f} to {times['p80']:,.2f}"
+        yield (
+            name, system, number(times["median"], 2), spread, number(row["tokens_per_second"], 0),
+            number(row["ratio"], 2), errors,
+        )  # fmt: skip
 
 
 def sanitizer_section(cases: Cases) -> list[str]:

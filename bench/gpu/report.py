@@ -36,7 +36,7 @@ __all__ = ["main", "run"]
 
 MOST_PICTURES = 4
 
-DEFAULT_PARTS = ("correctness", "attention", "fused", "models", "tune")
+DEFAULT_PARTS = ("correctness", "attention", "fused", "models", "generate", "tune")
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,18 @@ PARTS = {
     #   fused        10 + 58 cases x 2 s / 12 = 10 to compile + 58 x 0.4 s = 23 to check + 20 x 1 s to time
     #   models       10 + 45 to compile (torch.compile, most of it) + 32 cases x 2.5 s = 80
     #                + 5 that trace for torch.compile or start from texts x 8 s = 40
-    #   tune         10 + 50 to compile + 30 to time, and as long as there is time: it is last
+    #   generate     10 + 5 to compile our kernels + 3 models at 1 s to check and 3 s to time + 20 to trace and compile
+    #                transformers' step
+    #   tune         10 + 50 to compile + 30 to time, and as long as there is time: it is last, and has what the parts
+    #                before it leave
     #   sanitizer    10 to start and 15 to compile under the tool, at once for three groups of kernels, for each tool
     # A part that is early leaves the rest to those after it; cases that time does not suffice for are named.
     "correctness": Part(share=100.0, workers=12, warm=0.0, limit=120.0),
     "attention": Part(share=90.0, workers=1, warm=0.5, limit=60.0),
     "fused": Part(share=65.0, workers=1, warm=0.4, limit=90.0),
     "models": Part(share=165.0, workers=1, warm=0.35, limit=75.0),
-    "tune": Part(share=90.0, workers=1, warm=0.6, limit=90.0),
+    "generate": Part(share=45.0, workers=1, warm=0.0, limit=60.0),
+    "tune": Part(share=45.0, workers=1, warm=0.6, limit=90.0),
     "sanitizer": Part(share=45.0, workers=4, warm=0.0, limit=100.0),
     "profile": Part(share=30.0, workers=1, warm=0.0, limit=120.0),
 }

@@ -27,7 +27,7 @@ from .case import Case, Context, Figures, context, first_line
 
 __all__ = ["MODULES", "main"]
 
-MODULES = ("correctness", "attention", "fused", "models", "tune", "sanitizer", "profile")
+MODULES = ("correctness", "attention", "fused", "models", "generate", "tune", "sanitizer", "profile")
 
 
 def main(arguments: Sequence[str]) -> None:

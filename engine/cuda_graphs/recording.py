@@ -13,10 +13,9 @@ once there is no memory for a recording.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,10 +25,9 @@ from ..errors import OptionError
 from ..ops.bind import BoundOp
 from .buckets import Bucket, StaticBatch
 from .model_state import ModelState
+from .recorder import Recorder, Recording
 
 __all__ = ["MOST_BUCKETS", "CudaGraphs", "Recorded", "wanted"]
-
-log = logging.getLogger("padless")
 
 MOST_BUCKETS = 64
 """Buckets that are kept. Whatever would need another one is computed as usual."""
@@ -72,24 +70,16 @@ class Recorded(Protocol):
         ...
 
 
-class CudaGraphs:
+class CudaGraphs(Recorder):
     """The buckets of one encoder. Several threads may call it; one batch is computed at a time.
 
-    A copy starts without buckets.
-
-    Attributes:
-        recorded: recordings made.
-        replayed: batches that were computed by a recording.
-        refused: buckets that could not be recorded.
+    A copy starts without buckets. Counted are, beside what `Recorder` says, batches replayed and buckets refused.
     """
 
     def __init__(self) -> None:
-        self.recorded = self.replayed = self.refused = 0
+        super().__init__()
         self._one_at_a_time = threading.Lock()
         self._slots: dict[Bucket, _Slot | None] = {}
-        self._state: ModelState | None = None
-        self._pool: Any = None
-        self._full = False
 
     def __reduce__(self) -> tuple[type[CudaGraphs], tuple[()]]:
         return CudaGraphs, ()
@@ -117,6 +107,7 @@ class CudaGraphs:
                 vectors = self._run(bucket, batch, encoder)
                 return None if vectors is None else vectors[: len(batch)].to("cpu", torch.float32)
             except Exception as error:  # whatever it is, computing as usual has it again or has not
+                self._slots[bucket] = None
                 self._refuse(bucket, error)
                 return None
 
@@ -125,13 +116,15 @@ class CudaGraphs:
             if self._full or len(self._slots) == MOST_BUCKETS:
                 return None
             slot = self._slots[bucket] = _Slot(bucket, encoder.device)
-            return slot.compute(batch, encoder)
+            slot.fill(batch)
+            return slot.launch(encoder)
         slot = self._slots[bucket]
-        if slot is None or (slot.graph is None and self._full):
+        if slot is None or (slot.recording is None and self._full):
             return None
-        if slot.graph is None:
-            return self._record(slot, batch, encoder)
-        vectors = slot.replay(batch)
+        if slot.recording is None:
+            return self._first(slot, batch, encoder)
+        slot.fill(batch)
+        vectors = slot.recording.replay()
         # While the GPU computes the host has time to look whether that was still right.
         if self._state is not None and self._state.holds():
             self.replayed += 1
@@ -139,37 +132,18 @@ class CudaGraphs:
         self._forget(encoder.device)
         return self._run(bucket, batch, encoder)
 
-    def _record(self, slot: _Slot, batch: PackedBatch, encoder: Recorded) -> Tensor:
+    def _first(self, slot: _Slot, batch: PackedBatch, encoder: Recorded) -> Tensor:
         if self._state is not None and not self._state.holds():
             self._forget(encoder.device)
             self._slots[slot.bucket] = slot
-        # As usual first: code is compiled, weights are prepared and tables are made here, which a recording cannot do.
-        expected = slot.compute(batch, encoder)
-        if self._state is None or not self._state.holds():
-            self._state = ModelState(encoder.modules, encoder.bound_ops())
-        if not self._state.recordable:
-            raise _NotRecordable("a layer was replaced or has hooks, or is in training")
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
-        slot.record(encoder, self._pool)
-        got = slot.replay(batch)
-        rows = len(batch)
-        if not torch.equal(got[:rows].view(torch.int32), expected[:rows].view(torch.int32)):
-            slot.graph = None
-            raise _NotRecordable("its replay gave other bits than the batch computed as usual")
-        if not self._state.holds():
-            slot.graph = None
-            raise _NotRecordable("weights were prepared while it was recorded")
-        self.recorded += 1
-        return got
-
-    def _refuse(self, bucket: Bucket, error: Exception) -> None:
-        self._slots[bucket] = None
-        self._full = self._full or isinstance(error, torch.OutOfMemoryError)
-        self.refused += 1
-        if self.refused == 1:
-            reason = " ".join(str(error).split())[:200]
-            log.warning("CUDA graphs: no recording of %s: %s: %s", bucket, type(error).__name__, reason)
+        slot.recording, vectors = self._record(
+            lambda: slot.fill(batch),
+            lambda: slot.launch(encoder),
+            len(batch),
+            lambda: ModelState(encoder.modules, encoder.bound_ops()),
+            encoder.device,
+        )
+        return vectors
 
     def _forget(self, device: torch.device) -> None:
         torch.cuda.synchronize(device)  # what is recorded may be running
@@ -177,41 +151,18 @@ class CudaGraphs:
         self._state = None
 
 
-class _NotRecordable(Exception):
-    """Why a recording may not be used."""
-
-
 class _Slot:
     """Memory of one bucket, and the recording of what is done with it."""
 
     def __init__(self, bucket: Bucket, device: torch.device) -> None:
         self.bucket = bucket
-        self.device = device
-        self.graph: torch.cuda.CUDAGraph | None = None
+        self.recording: Recording | None = None
         self._static = StaticBatch(bucket, device)
-        self._vectors: Tensor | None = None
 
-    def compute(self, batch: PackedBatch, encoder: Recorded) -> Tensor:
-        """As usual."""
+    def fill(self, batch: PackedBatch) -> None:
+        """Put a batch of the bucket in place."""
         self._static.fill(batch)
+
+    def launch(self, encoder: Recorded) -> Tensor:
+        """The vectors of the batch in place; with a recording, they hold until the next one."""
         return encoder.compute(self._static.batch, self.bucket.prompt_tokens)
-
-    def record(self, encoder: Recorded, pool: Any) -> None:
-        """Record what `compute` does; nothing is computed.
-
-        All recordings of an encoder share a pool of memory. They never run at the same time, and what one of them gives
-        is copied before the next one begins.
-        """
-        graph = torch.cuda.CUDAGraph()
-        # Other threads may go on to use the GPU.
-        with torch.cuda.device(self.device), torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-            vectors = encoder.compute(self._static.batch, self.bucket.prompt_tokens)
-        self.graph, self._vectors = graph, vectors
-
-    def replay(self, batch: PackedBatch) -> Tensor:
-        """The recording, on another batch; the vectors hold until the next one."""
-        if self.graph is None or self._vectors is None:
-            raise _NotRecordable("nothing was recorded")
-        self._static.fill(batch)
-        self.graph.replay()
-        return self._vectors

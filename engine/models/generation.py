@@ -1,83 +1,34 @@
-"""`generate` of the classes that write: their prompts, packed, and the steps of their decoder over a cache."""
+"""`generate` of the classes that write: their prompts, packed, and what is written about them."""
 
 from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..batch import PackedBatch
+from ..cuda_graphs import wanted
 from ..errors import InputError, OptionError
 from ..generate.generate import Generated, decoder_prompts, generate
 from ..generate.options import GenerationOptions
 from ..generate.sources import read_generation_config, write_generation_config
 from .causal import CausalModel
-from .decoding import Decoding, Texts
-from .kv_cache import KeyValueCache
 from .pretrained import PreTrainedModel
 from .seq2seq import EncoderDecoder
+from .step_graphs import StepGraphs
+from .steps import Steps
 
-__all__ = ["GeneratesFromPrompts", "GeneratesFromTexts", "Steps"]
+__all__ = ["GeneratesFromPrompts", "GeneratesFromTexts"]
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
-
-
-class Steps:
-    """A decoder one token a step, as `engine/generate/decoder.py` asks for it."""
-
-    def __init__(self, model: Any, head: Any, texts: Texts | None = None) -> None:
-        """Nothing runs before `start`.
-
-        Args:
-            model: an `EncoderDecoder` or a `CausalModel`.
-            head: from `[rows, hidden]` to `[rows, vocab]`.
-            texts: the encoder's output, where there is an encoder.
-        """
-        self._model, self._head, self._texts = model, head, texts
-        self._cache = KeyValueCache.empty(0)
-
-    def start(self, prompts: Sequence[Tensor], *, steps: int, sequences: int) -> Tensor:
-        """The logits behind each prompt, fp32 `[prompts, vocab]`; room for so many steps is made at once."""
-        lengths = torch.tensor([len(prompt) for prompt in prompts], dtype=torch.int32)
-        longest = int(lengths.max()) if len(lengths) else 0
-        self._cache = KeyValueCache.empty(self._model.decoder_layers, longest + steps)
-        if self._texts is not None:
-            self._cache = self._model.start_decoding(self._texts, longest + steps)
-        limit = self._model.longest
-        if limit is not None and longest > limit:
-            raise OptionError(f"a prompt of {longest} tokens: the model takes at most {limit}")
-        ids = torch.cat([*prompts])
-        positions = torch.cat([torch.arange(int(length), device=ids.device) for length in lengths])
-        hidden = self._pass(ids, positions, lengths)
-        return self._logits(hidden[(lengths.cumsum(0) - 1).long().to(hidden.device)])
-
-    def step(self, tokens: Tensor) -> Tensor:
-        """Append one token to each sequence, int64 `[sequences]`; the logits of the next, fp32 `[sequences, vocab]`."""
-        positions = self._cache.lengths.long().to(tokens.device)
-        return self._logits(self._pass(tokens, positions, torch.ones(len(tokens), dtype=torch.int32)))
-
-    def reorder(self, rows: Tensor) -> None:
-        """Sequence i goes on from what was sequence `rows[i]`."""
-        if len(rows) != len(self._cache.lengths) or not torch.equal(rows.cpu(), torch.arange(len(rows))):
-            self._cache.reorder(rows)
-
-    def _pass(self, ids: Tensor, positions: Tensor, lengths: Tensor) -> Tensor:
-        edges = F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0)).to(ids.device)
-        batch = PackedBatch(ids, positions, None, edges, lengths, int(lengths.max()))
-        place = self._cache.extend(batch)
-        return self._model.decode(Decoding(batch, self._texts, self._cache, place))
-
-    def _logits(self, hidden: Tensor) -> Tensor:
-        return self._head(hidden).float()
 
 
 def _as_stored(method: Callable[Concatenate[Model, Given], Result]) -> Callable[Concatenate[Model, Given], Result]:
@@ -97,6 +48,9 @@ class _Generates(PreTrainedModel):
     generation_config: dict[str, Any] | None = None
     """What `generation_config.json` of the folder holds; None where there is none."""
     main_input_name: ClassVar[str] = "input_ids"
+    cuda_graphs: bool | str = "auto"
+    """Whether the steps of `generate` are recorded and replayed, see `step_graphs.py`; "auto" does on every GPU."""
+    _step_graphs: StepGraphs | None = None
 
     def read_beside(self, folder: Path) -> None:
         """Keep the folder's generation configuration."""
@@ -115,6 +69,16 @@ class _Generates(PreTrainedModel):
     @abstractmethod
     def language_model_head(self, hidden: Tensor) -> Tensor:
         """`[rows, hidden]` to `[rows, vocab]`."""
+
+    def _write(
+        self, steps: Steps, options: GenerationOptions, prompts: list[Tensor], given: Tensor | None = None
+    ) -> Generated:
+        if not wanted(self.cuda_graphs, self.device):
+            return generate(steps, options, prompts, given)
+        if self._step_graphs is None:
+            self._step_graphs = StepGraphs()
+        with self._step_graphs.lent(self, steps) as decoder:
+            return generate(decoder, options, prompts, given)
 
     def _options(self, arguments: dict[str, Any]) -> GenerationOptions:
         return GenerationOptions.resolve(
@@ -175,7 +139,7 @@ class GeneratesFromTexts(_Generates):
                 raise InputError(f"generate: text {row}: expected at least one token, got none")
         begun = self._ids(decoder_input_ids, "decoder_input_ids")
         prompts = decoder_prompts(found, len(texts.batch), self.device, None if begun is None else [*begun[0]])
-        written = generate(Steps(base, self.language_model_head, texts), found, prompts)
+        written = self._write(Steps(base, self.language_model_head, texts), found, prompts)
         return written if found.return_dict_in_generate else written.sequences
 
 
@@ -226,7 +190,7 @@ class GeneratesFromPrompts(_Generates):
             if not len(prompt):
                 raise InputError(f"generate: prompt {row}: expected at least one token, got none")
         rows = given.to(self.device).long() if isinstance(given, Tensor) else None
-        written = generate(Steps(base, self.language_model_head), found, prompts, rows)
+        written = self._write(Steps(base, self.language_model_head), found, prompts, rows)
         return written if found.return_dict_in_generate else written.sequences
 
 

@@ -20,7 +20,7 @@ from padless.autotune.entries import KERNELS, entry_of, is_candidate
 from padless.autotune.exchange import read_exchange, record_tree
 from padless.autotune.kernel_hash import kernel_hashes
 from padless.autotune.search import Found
-from padless.bench.gpu import attention, correctness, fused, machine, models, profile, sanitizer, store, tune
+from padless.bench.gpu import attention, correctness, fused, generate, machine, models, profile, sanitizer, store, tune
 from padless.bench.gpu import report as gpu_report
 from padless.bench.gpu.case import Context
 from padless.bench.gpu.markdown import render
@@ -54,7 +54,7 @@ def test_it_leaves_its_files_and_no_partial_one(dry: Path) -> None:
 
 
 def test_every_case_of_every_part_is_sound(found: dict[str, Any]) -> None:
-    assert list(found["parts"]) == ["correctness", "attention", "fused", "models", "tune"]
+    assert list(found["parts"]) == ["correctness", "attention", "fused", "models", "generate", "tune"]
     for part in found["parts"].values():
         assert part["complete"]
         assert part["not_run"] == []
@@ -99,6 +99,15 @@ def test_every_system_was_checked_before_it_was_timed(found: dict[str, Any]) -> 
         served = "\n".join(figures["explain"])
         assert re.search(r"attention +cpu", served), served
     assert "sentence-transformers, batches of 32" in cases["MiniLM-L6/texts"]["timed"]
+
+
+def test_what_was_written_was_checked_before_it_was_timed(found: dict[str, Any]) -> None:
+    cases = found["parts"]["generate"]["cases"]
+    assert set(cases) == {"mT5-small/16 texts", "mT5-small/one text"}
+    for figures in cases.values():
+        assert figures["timed"] == {generate.OURS: None, generate.GROWING: None}
+        assert figures["error"] <= 1e-5
+        assert figures["absent"] == {}
 
 
 def test_it_says_what_it_ran_on(found: dict[str, Any]) -> None:
@@ -225,7 +234,7 @@ def test_a_wrong_call_ends_in_one_line(
 
 
 @pytest.mark.parametrize("gibibytes", [8, 24, 70])
-@pytest.mark.parametrize("part", [correctness, attention, fused, models, tune, sanitizer, profile])
+@pytest.mark.parametrize("part", [correctness, attention, fused, models, generate, tune, sanitizer, profile])
 def test_the_cases_of_a_gpu_have_names_of_their_own(part: Any, gibibytes: int) -> None:
     names = [case.name for case in part.cases(Context(torch.device("cpu"), False, gibibytes << 30))]
     assert names

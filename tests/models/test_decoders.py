@@ -120,7 +120,7 @@ def test_no_token_sees_those_behind_it(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["mt5", "megatron"])
 @pytest.mark.parametrize("rows", [[2, 0], [1, 1, 1, 0, 2], [0, 1, 2]])
 def test_sequences_leave_stand_in_another_order_and_repeat(kind: str, rows: list[int]) -> None:
-    from padless.engine.models.generation import Steps
+    from padless.engine.models.steps import Steps
 
     made = model(kind)
     base = made.base_model
