@@ -256,7 +256,7 @@ class _Machine:
 
     def outside(self, what: Any) -> Storage | Unknown:
         """The storage that ("storage", kind, key, device, number of values) names; older files add a view of it."""
-        parts = what if isinstance(what, tuple) else ()
+        parts: tuple[Any, ...] = what if isinstance(what, tuple) else ()
         view = parts[5:]
         if len(parts) not in (5, 6) or parts[0] != "storage" or view not in ((), (None,)):
             raise ValueError("the pickle names something outside that is no storage")
@@ -275,7 +275,7 @@ class _Machine:
 def _made(what: Any, arguments: Any) -> Any:
     """What a call would return, where that is known; it is not made."""
     name = what.name if isinstance(what, Global | Unknown) else type(what).__name__
-    parts = arguments if isinstance(arguments, tuple) else ()
+    parts: tuple[Any, ...] = arguments if isinstance(arguments, tuple) else ()
     if name == "collections OrderedDict" and not parts:
         return {}
     if name == "argparse Namespace" and not parts:

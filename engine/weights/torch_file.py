@@ -11,6 +11,7 @@ import os
 import struct
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO, FileIO
 from itertools import pairwise
@@ -25,7 +26,7 @@ from .files import one_line, open_file, shown
 from .pickle_tree import MOST_PICKLE_BYTES, PickleTree, Storage, TensorPiece, read_pickle
 from .safetensors_file import DTYPES, PIECE_BYTES
 
-__all__ = ["TorchFile"]
+__all__ = ["TYPES", "TorchFile"]
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_START = b"\x80\x02\x8a\n" + LEGACY_MAGIC.to_bytes(10, "little")
@@ -49,28 +50,33 @@ class TorchFile:
     Args:
         path: a regular file.
         allowed: the only modules and names that its pickle may hold; None: any, none of which is called.
+        label: what messages call it; None: by its path.
 
     Attributes:
         path: as given.
+        label: as given, or the path.
         root: what was saved; see `PickleTree.root`.
 
     Raises:
         WeightsError: the file is no such file, or not a whole one.
     """
 
-    def __init__(self, path: Path, *, allowed: frozenset[str] | None = None) -> None:
+    def __init__(self, path: Path, *, allowed: frozenset[str] | None = None, label: Path | None = None) -> None:
         self.path = path
+        self.label = label or path
         with open_file(path) as stream:
             self._status = _status(stream)
             start = stream.read(len(LEGACY_START))
             stream.seek(0)
+            if start != LEGACY_START and start[:2] != b"PK":
+                raise WeightsError(f"{self.label}: not a file of torch.save")
             read = _read_legacy if start == LEGACY_START else _read_archive
             # What the zip reader and the pickle's decoder raise where a file is not what it claims to be.
             broken = (ValueError, KeyError, OSError, EOFError, NotImplementedError, RuntimeError, struct.error)
             try:
                 tree, self._storages = read(stream, allowed)
             except (*broken, zipfile.BadZipFile) as error:
-                raise WeightsError(f"{path}: not a readable file of torch.save ({one_line(error)})") from None
+                raise WeightsError(f"{self.label}: not a readable file of torch.save ({one_line(error)})") from None
         self.root = tree.root
 
     def check(self, tensors: Mapping[str, TensorPiece]) -> dict[str, list[str]]:
@@ -87,7 +93,7 @@ class TorchFile:
         groups: dict[tuple[int, int], list[str]] = {}
         empty: dict[str, list[str]] = {}
         for name, tensor in tensors.items():
-            where = f"{self.path}: tensor {shown(name)}"
+            where = f"{self.label}: tensor {shown(name)}"
             if not _is_dense(tensor):
                 strides = f"strides {list(tensor.strides)} for shape {list(tensor.shape)}"
                 raise WeightsError(f"{where}: {strides}, expected each value once and no gaps")
@@ -110,7 +116,7 @@ class TorchFile:
         for one, other in pairwise(spans):
             if other[0] < one[1]:
                 names = f"{shown(groups[one][0])} and {shown(groups[other][0])}"
-                raise WeightsError(f"{self.path}: tensors {names} overlap in the file")
+                raise WeightsError(f"{self.label}: tensors {names} overlap in the file")
         return {names[0]: names for names in groups.values()} | empty
 
     def pieces(self, tensor: TensorPiece) -> Iterator[Tensor]:
@@ -123,7 +129,7 @@ class TorchFile:
             return
         step = PIECE_BYTES // tensor.storage.itemsize
         buffer = torch.empty(min(tensor.nbytes, PIECE_BYTES), dtype=torch.uint8)
-        with self._reopen(tensor) as stream:
+        with self._opened(tensor) as stream:
             for first in range(0, tensor.numel, step):
                 piece = buffer[: min(step, tensor.numel - first) * tensor.storage.itemsize]
                 self._fill(stream, piece)
@@ -132,21 +138,21 @@ class TorchFile:
     def values(self, tensor: TensorPiece) -> Tensor:
         """A checked tensor as a whole, in its shape."""
         whole = torch.empty(tensor.nbytes, dtype=torch.uint8)
-        with self._reopen(tensor) as stream:
+        with self._opened(tensor) as stream:
             self._fill(stream, whole)
         return whole.view(TYPES[tensor.storage.dtype]).as_strided(tensor.shape, tensor.strides)
 
     def _begin(self, tensor: TensorPiece) -> int:
         return self._storages[tensor.storage.key].begin + tensor.first * tensor.storage.itemsize
 
-    def _reopen(self, tensor: TensorPiece) -> FileIO:
-        """The file, at the tensor's first byte; to be closed by the caller."""
+    @contextmanager
+    def _opened(self, tensor: TensorPiece) -> Iterator[FileIO]:
+        """The file, at the tensor's first byte."""
         with open_file(self.path) as stream:
             if _status(stream) != self._status:
-                raise WeightsError(f"{self.path}: changed while it was read")
-            kept = FileIO(os.dup(stream.fileno()))
-        kept.seek(self._begin(tensor))
-        return kept
+                raise WeightsError(f"{self.label}: changed while it was read")
+            stream.seek(self._begin(tensor))
+            yield stream
 
     def _fill(self, stream: FileIO, target: Tensor) -> None:
         view = target.numpy().data
@@ -154,9 +160,9 @@ class TorchFile:
             try:
                 got = stream.readinto(view)
             except OSError as error:
-                raise WeightsError(f"{self.path}: cannot be read ({one_line(error)})") from None
+                raise WeightsError(f"{self.label}: cannot be read ({one_line(error)})") from None
             if not got:
-                raise WeightsError(f"{self.path}: ends inside a tensor")
+                raise WeightsError(f"{self.label}: ends inside a tensor")
             view = view[got:]
 
 

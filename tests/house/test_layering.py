@@ -61,6 +61,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "warmup": ("engine.compilations", "engine.warmup"),
     "jobs": ("engine.jobs", "engine.jobs.*"),
+    "convert": ("engine.convert", "engine.convert.*"),
     "public": ("", "__main__", "engine"),
     "search": (
         "autotune.cost",
@@ -95,6 +96,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "encoder": ("models", "bind", "ops", "dispatch", "data", "weights", "hub", "precision", "folder", "device"),
     "warmup": ("encoder", "data"),
     "jobs": ("encoder", "data", "public"),
+    "convert": ("models", "weights", "folder", "data", "hub"),
     "public": ("models", "folder", "encoder", "cli"),
     "search": ("kernels", "configs", "contract", "device", "bench"),
     "bench": tuple(LAYERS),
