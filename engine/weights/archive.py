@@ -20,7 +20,7 @@ LOCATOR_64 = struct.Struct("<4sLQL")
 
 
 def check_directory(stream: FileIO) -> None:
-    """ValueError where the list of members is large, or not at the end, so that another reader could find another one."""
+    """ValueError where the list of members is large or not at the end, so that readers could find different ones."""
     size = stream.seek(0, os.SEEK_END)
     tail_size = min(size, DIRECTORY_END.size + LOCATOR_64.size)
     stream.seek(size - tail_size)

@@ -177,7 +177,7 @@ def _write(path: Path, tensors: Sequence[Outgoing]) -> None:
         stream.write(struct.pack("<Q", len(text)) + text)
         for tensor in order:
             for piece in tensor.pieces():
-                stream.write(piece.cpu().view(torch.uint8).numpy().data)
+                stream.write(piece.cpu().contiguous().view(torch.uint8).numpy().data)
         stream.flush()
         os.fsync(stream.fileno())
 
