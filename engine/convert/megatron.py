@@ -82,7 +82,7 @@ def read_megatron(file: TorchFile, config_file: Path | None, dtype: torch.dtype 
     version = _version(root.get("checkpoint_version", 0), file.label)
     held, paired = _held(root["model"], file.label)
     bias = held.get("model.lm_head.bias")
-    rows = bias.shape[0] if isinstance(bias, TensorPiece) and bias.shape else 0
+    rows = bias.shape[0] if isinstance(bias, TensorPiece) and bias.shape else MegatronBertConfig.vocab_size
     arguments = root.get("args")
     if arguments is not None and not isinstance(arguments, dict):
         raise WeightsError(f"{file.label}: args: expected a namespace, got {_kind(arguments)}")

@@ -133,6 +133,11 @@ def test_sizes_that_nobody_tells(tmp_path: Path, refused: Callable[..., str]) ->
     assert line.endswith("--config can give its sizes")
 
 
+def test_a_head_that_nobody_has(tmp_path: Path, refused: Callable[..., str]) -> None:
+    line = refused(changed(tmp_path, lambda c: (c.pop("args"), c["model"]["lm_head"].pop("bias"))))
+    assert "missing: model.lm_head.bias;" in line
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
