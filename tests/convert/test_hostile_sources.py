@@ -134,8 +134,10 @@ def test_sizes_that_nobody_tells(tmp_path: Path, refused: Callable[..., str]) ->
 
 
 def test_a_head_that_nobody_has(tmp_path: Path, refused: Callable[..., str]) -> None:
-    line = refused(changed(tmp_path, lambda c: (c.pop("args"), c["model"]["lm_head"].pop("bias"))))
-    assert "missing: model.lm_head.bias;" in line
+    """Nothing then tells how large the vocabulary is."""
+    (tmp_path / "given.json").write_text(json.dumps({name: CONFIG[name] for name in CONFIG if name != "vocab_size"}))
+    source = changed(tmp_path, lambda c: (c.pop("args"), c["model"]["lm_head"].pop("bias")))
+    assert "missing: model.lm_head.bias; wrong shape: " in refused(source, "--config", tmp_path / "given.json")
 
 
 @pytest.mark.parametrize(
