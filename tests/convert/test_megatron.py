@@ -130,10 +130,10 @@ def test_rows_that_only_pad_the_vocabulary_are_left_out(tmp_path: Path) -> None:
 
 def test_other_fields_of_a_given_configuration_count(tmp_path: Path) -> None:
     (tmp_path / "a.pt").write_bytes(saved_bytes(megatron_checkpoint(3.0, arguments=training_arguments())))
-    (tmp_path / "more.json").write_text(json.dumps({**CONFIG, "layer_norm_eps": 1e-5, "hidden_act": "gelu_new"}))
+    (tmp_path / "more.json").write_text(json.dumps({"layer_norm_eps": 1e-5, "hidden_act": "gelu_new"}))
     convert(tmp_path / "a.pt", tmp_path / "out", config=tmp_path / "more.json")
     config = transformers.MegatronBertConfig.from_pretrained(tmp_path / "out")
-    assert (config.layer_norm_eps, config.hidden_act) == (1e-5, "gelu_new")
+    assert (config.layer_norm_eps, config.hidden_act, config.hidden_size) == (1e-5, "gelu_new", HIDDEN)
 
 
 def test_a_training_without_pairs_of_texts(tmp_path: Path) -> None:
