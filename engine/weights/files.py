@@ -92,7 +92,7 @@ def find_checkpoint(folder: Path, *, pickled: bool = False) -> Checkpoint:
     if present and not pickled:
         raise WeightsError(
             f"{folder / present[0]}: a pickled checkpoint, which can run code when it is read; expected "
-            f"{WEIGHTS_NAME}: save the model again with a current transformers, which writes it"
+            f"{WEIGHTS_NAME}: 'padless convert' writes it, and runs nothing"
         )
     expected = ", ".join(name for pair in names for name in pair[:2])
     raise WeightsError(f"{folder}: holds no weights; expected {expected.replace(', ', ' or ')}")

@@ -103,6 +103,15 @@ def test_the_file_itself_may_be_named(tmp_path: Path, name: str) -> None:
     )
 
 
+def test_a_family_that_padless_does_not_compute(tmp_path: Path) -> None:
+    source = pickled_folder(tmp_path / "source", state := masked_lm().state_dict())
+    raw = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**raw, "model_type": "roberta"}))
+    done = convert(source, tmp_path / "out")
+    assert done.how == f"transformers.AutoModel.from_pretrained({str(tmp_path / 'out')!r})"
+    assert load_file(tmp_path / "out" / "model.safetensors").keys() == state.keys() - ALIASES
+
+
 def test_names_that_are_not_tied_are_all_written(tmp_path: Path) -> None:
     """The file shares their values, yet by its configuration the model has two parameters."""
     state = masked_lm().state_dict()
