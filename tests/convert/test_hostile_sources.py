@@ -12,6 +12,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from megatron_checkpoints import CONFIG, MEMBER, archive_of, megatron_checkpoint
 from padless.engine.cli.app import run
 from padless.engine.convert import convert
 from padless.engine.errors import PadlessError, WeightsError
+from padless.engine.weights.pickle_tree import read_pickle
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -339,15 +341,20 @@ def test_pieces_that_overlap(tmp_path: Path, refused: Callable[..., str]) -> Non
 
 
 def test_a_shape_beyond_its_storage(tmp_path: Path, refused: Callable[..., str]) -> None:
-    """Written by hand into the pickle, where 24 becomes 25."""
-    content = saved_bytes({"a": torch.ones(24)})
-    start = content.index(b"data.pkl")
-    shape = content.index(b"K\x18\x85", start)
+    """Written by hand into the pickle, where 24 becomes 25; in the older format, which has no checksum."""
+    content = saved_bytes({"a": torch.ones(24)}, legacy=True)
     assert content.count(b"K\x18\x85") == 1
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    (tmp_path / "pytorch_model.bin").write_bytes(content[: shape + 1] + b"\x19" + content[shape + 2 :])
-    line = refused(tmp_path / "pytorch_model.bin")
-    assert "its storage has 96" in line or "Bad CRC-32" in line
+    (tmp_path / "pytorch_model.bin").write_bytes(content.replace(b"K\x18\x85", b"K\x19\x85"))
+    assert "tensor 'a': 100 bytes from byte 0 on, its storage has 96" in refused(tmp_path / "pytorch_model.bin")
+
+
+def test_keys_that_cannot_or_must_not_be_hashed() -> None:
+    """A table as a key, and a tuple that holds another one twice, a hundred times over: neither is hashed."""
+    deep = b")q\x00" + b"h\x00h\x00\x86q\x00" * 100
+    for key in (b"}", deep):
+        content = b"\x80\x02}" + key + b"K\x01sX\x01\x00\x00\x00aK\x02s."
+        assert read_pickle(BytesIO(content)).root == {"a": 2}
 
 
 def test_values_beyond_the_dtype_asked_for(tmp_path: Path, refused: Callable[..., str]) -> None:
