@@ -14,7 +14,7 @@ from ..weights.torch_file import TorchFile
 from ..weights.writing import Outgoing, save_tensors
 from .archive import is_archive_of_checkpoint, unpack_checkpoint
 from .megatron import is_megatron, read_megatron
-from .output import Workplace, check_free, new_folder
+from .output import Workplace, new_folder
 from .pickled_folder import read_pickled_model, write_pickled_model
 from .tensors import named_dtype
 from .vocabulary import place_vocabulary
@@ -63,7 +63,6 @@ def convert(
         WeightsError, ConfigError, TokenizerError: a file, in one line that names file and tensor or field.
     """
     wanted = named_dtype(dtype)
-    check_free(out)
     try:
         is_folder, exists = source.is_dir(), source.exists()
     except OSError as error:

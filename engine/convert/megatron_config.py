@@ -52,7 +52,7 @@ def megatron_config(
             raise ConfigError(f"{given}: model_type: expected {MegatronBertConfig.model_type!r}, got {shown(kind)}")
         checked = MegatronBertConfig.from_dict(from_file, source=str(given))
         for name, value in told.items():
-            smaller = name == "vocab_size" and type(value) is int and checked.vocab_size <= value
+            smaller = name == "vocab_size" and checked.vocab_size <= value
             if name in from_file and from_file[name] != value and not smaller:
                 raise ConfigError(f"{given}: {name}: {from_file[name]!r}, the checkpoint says {shown(value)}")
         fields = {**fields, **told, **from_file}
@@ -73,10 +73,18 @@ def _of_training(arguments: Mapping[str, Any], source: Path) -> dict[str, Any]:
     for name, ours in SIZES.items():
         if name not in arguments:
             raise ConfigError(f"{source}: args: {name}: missing")
-        told[ours] = arguments[name]
+        told[ours] = _integer(arguments[name], f"{source}: args: {name}")
     inner = arguments.get("ffn_hidden_size")
-    hidden = told["hidden_size"]
-    told["intermediate_size"] = 4 * hidden if inner is None and isinstance(hidden, int) else inner
+    if inner is None:
+        inner = 4 * told["hidden_size"]
+    told["intermediate_size"] = _integer(inner, f"{source}: args: ffn_hidden_size")
     if isinstance(kind := arguments.get("tokenizer_type"), str):
         told["tokenizer_type"] = kind
     return told
+
+
+def _integer(value: Any, where: str) -> int:
+    """Seen to here, since a stranger's value can be nested so that writing it into a message never ends."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigError(f"{where}: expected an integer, got {shown(value)}")
+    return value

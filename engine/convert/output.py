@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..errors import OptionError, WeightsError
 
-__all__ = ["Workplace", "check_free", "new_folder"]
+__all__ = ["Workplace", "new_folder"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Workplace:
     scratch: Path
 
 
-def check_free(out: Path) -> None:
+def _check_free(out: Path) -> None:
     """Refuse a name that is taken.
 
     Raises:
@@ -50,10 +50,10 @@ def new_folder(out: Path) -> Iterator[Workplace]:
     """Lend an empty folder, and give it the name `out` once the block has ended well; otherwise nothing is left.
 
     Raises:
-        OptionError: as of `check_free`.
+        OptionError: the name is taken, by a file or a folder that is not empty.
         WeightsError: the disk refuses.
     """
-    check_free(out)
+    _check_free(out)
     target = out.expanduser().absolute()
     try:
         home = next(parent for parent in target.parents if parent.is_dir())

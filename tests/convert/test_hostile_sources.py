@@ -59,6 +59,10 @@ def changed(tmp_path: Path, change: Change | None = None, **fields: Any) -> Path
     return path
 
 
+DEEP: tuple[Any, ...] = ()
+for _ in range(100):
+    DEEP = (DEEP, DEEP)  # written out it would have 2**100 parts
+
 QKV = "layers.1.attention.query_key_value"
 
 
@@ -118,6 +122,8 @@ def test_a_checkpoint_that_is_no_whole_bert(
         ({"ffn_hidden_size": None}, "mlp.dense_h_to_4h.weight (found [40, 24], expected [96, 24])"),
         ({"padded_vocab_size": 62}, "word_embeddings.weight (found [61, 24], expected [62, 24])"),
         ({"hidden_size": argparse.Namespace()}, "args: hidden_size: expected an integer"),
+        ({"hidden_size": DEEP}, "args: hidden_size: expected an integer"),
+        ({"tensor_model_parallel_size": DEEP}, "tensor_model_parallel_size: (("),
         ({"tensor_model_parallel_size": 8}, "tensor_model_parallel_size: 8, expected 1: merge the parts"),
     ],
 )
@@ -351,7 +357,7 @@ def test_a_shape_beyond_its_storage(tmp_path: Path, refused: Callable[..., str])
 
 def test_keys_that_cannot_or_must_not_be_hashed() -> None:
     """A table as a key, and a tuple that holds another one twice, a hundred times over: neither is hashed."""
-    deep = b")q\x00" + b"h\x00h\x00\x86q\x00" * 100
+    deep = b")q\x000" + b"h\x00h\x00\x86q\x000" * 100 + b"h\x00"
     for key in (b"}", deep):
         content = b"\x80\x02}" + key + b"K\x01sX\x01\x00\x00\x00aK\x02s."
         assert read_pickle(BytesIO(content)).root == {"a": 2}
