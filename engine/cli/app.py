@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import typer
 
 from ..errors import PadlessError
-from . import bench, embed, explain, info, tune, warmup
+from . import bench, convert, embed, explain, info, tune, warmup
 
 __all__ = ["app", "main", "run"]
 
@@ -26,6 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("convert")(convert.convert)
 app.command("embed")(embed.embed)
 app.command("explain")(explain.explain)
 app.command("info")(info.info)

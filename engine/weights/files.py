@@ -29,6 +29,7 @@ __all__ = [
     "WEIGHTS_NAME",
     "Checkpoint",
     "find_checkpoint",
+    "inside",
     "listed",
     "one_line",
     "open_file",
@@ -84,14 +85,14 @@ def find_checkpoint(folder: Path, *, pickled: bool = False) -> Checkpoint:
         names.append((PICKLED_NAME, PICKLED_INDEX_NAME, "bin"))
     for single, index, suffix in names:
         if os.path.lexists(folder / single):
-            return Checkpoint(folder / single, (_inside(folder, single),), pickled=suffix == "bin")
+            return Checkpoint(folder / single, (inside(folder, single),), pickled=suffix == "bin")
         if os.path.lexists(folder / index):
             return _sharded(folder, index, suffix)
     present = sorted(path.name for path in folder.glob("*.bin") if path.name.startswith("pytorch_model"))
     if present and not pickled:
         raise WeightsError(
             f"{folder / present[0]}: a pickled checkpoint, which can run code when it is read; expected "
-            f"{WEIGHTS_NAME}: save the model again with a current transformers, which writes it"
+            f"{WEIGHTS_NAME}: 'padless convert' writes it, and runs nothing"
         )
     expected = ", ".join(name for pair in names for name in pair[:2])
     raise WeightsError(f"{folder}: holds no weights; expected {expected.replace(', ', ' or ')}")
@@ -99,7 +100,7 @@ def find_checkpoint(folder: Path, *, pickled: bool = False) -> Checkpoint:
 
 def _sharded(folder: Path, index_name: str, suffix: str) -> Checkpoint:
     index = folder / index_name
-    with open_file(_inside(folder, index_name)) as stream:
+    with open_file(inside(folder, index_name)) as stream:
         size = os.fstat(stream.fileno()).st_size
         if size > MOST_JSON_BYTES:
             raise WeightsError(f"weight index {index}: {size:,} bytes, expected at most {MOST_JSON_BYTES:,}")
@@ -123,7 +124,7 @@ def _sharded(folder: Path, index_name: str, suffix: str) -> Checkpoint:
         raise WeightsError(f"weight index {index}: {len(shards):,} shards, expected at most {MOST_SHARDS:,}")
     paths: dict[tuple[int, int], Path] = {}
     for shard in shards:
-        path = _inside(folder, shard, named_by=index_name)
+        path = inside(folder, shard, named_by=index_name)
         status = path.stat()
         other = paths.setdefault((status.st_dev, status.st_ino), path)
         if other is not path:
@@ -131,7 +132,7 @@ def _sharded(folder: Path, index_name: str, suffix: str) -> Checkpoint:
     return Checkpoint(index, tuple(paths.values()), weight_map, pickled=suffix == "bin")
 
 
-def _inside(folder: Path, name: str, *, named_by: str | None = None) -> Path:
+def inside(folder: Path, name: str, *, named_by: str | None = None) -> Path:
     """The path of a file of the checkpoint, refused where a link leads out of the folder.
 
     The Hugging Face cache is let through: a file of `snapshots/<commit>` links to `blobs` beside `snapshots`, and that

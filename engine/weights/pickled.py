@@ -7,9 +7,7 @@ maps the file, which allocates nothing, and each tensor is checked to be a plain
 
 from __future__ import annotations
 
-import os
 import pickletools
-import struct
 import zipfile
 from collections.abc import Sequence
 from io import FileIO
@@ -20,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import WeightsError
+from .archive import check_directory, check_members
 from .files import MOST_TENSORS, one_line, open_file, shown
 from .safetensors_file import DTYPES, StoredTensor
 
@@ -28,9 +27,6 @@ __all__ = ["PickledFile"]
 MOST_PICKLE_BYTES = 2**20
 MOST_OPERATIONS = 200_000
 """A tensor takes about 35 operations and 150 bytes."""
-
-MOST_DIRECTORY_BYTES = 4 * 2**20
-"""Of the archive's list of members, about 100 bytes each."""
 
 MOST_TUPLE_DEPTH = 3
 """A tensor's arguments hold its shape: two levels, and one more where it was a parameter."""
@@ -56,10 +52,6 @@ NAMES = frozenset(
 )
 
 FORMAT_NAMES = {dtype: name for name, dtype in DTYPES.items()} | {torch.bool: "BOOL"}
-
-DIRECTORY_END = struct.Struct("<4s4H2LH")
-DIRECTORY_END_64 = struct.Struct("<4sQ2H2L4Q")
-LOCATOR_64 = struct.Struct("<4sLQL")
 
 
 class PickledFile:
@@ -118,51 +110,13 @@ class PickledFile:
 
 def _check_archive(stream: FileIO) -> None:
     """ValueError where the archive is anything but plain members beside a small pickle of a table of tensors."""
-    _check_directory(stream)
+    check_directory(stream)
     with zipfile.ZipFile(stream) as archive:
-        members = archive.infolist()
-        packed = [member for member in members if member.compress_type != zipfile.ZIP_STORED]
-        if packed:
-            raise ValueError(f"member {shown(packed[0].filename)} is compressed, expected plain members")
-        if any(member.file_size != member.compress_size or member.flag_bits & 1 for member in members):
-            raise ValueError("a member whose size is not the size it takes")
-        names = [member.filename for member in members]
-        if len(set(names)) < len(names) or len({name.partition("/")[0] for name in names}) != 1:
-            raise ValueError("members of one name, or outside one folder")
-        folder = names[0].partition("/")[0]
-        if f"{folder}/data.pkl" not in names:
-            raise ValueError("no member data.pkl")
+        folder = check_members(archive)
         pickle = archive.getinfo(f"{folder}/data.pkl")
         if pickle.file_size > MOST_PICKLE_BYTES:
             raise ValueError(f"a pickle of {pickle.file_size:,} bytes, expected at most {MOST_PICKLE_BYTES:,}")
-        if f"{folder}/byteorder" in names and archive.read(f"{folder}/byteorder") != b"little":
-            raise ValueError("a byte order other than little-endian")
         _check_pickle(archive.read(pickle))
-
-
-def _check_directory(stream: FileIO) -> None:
-    """The list of members must be small and end the file, so that every reader of archives finds the same one."""
-    size = stream.seek(0, os.SEEK_END)
-    tail_size = min(size, DIRECTORY_END.size + LOCATOR_64.size)
-    stream.seek(size - tail_size)
-    tail = stream.read(tail_size)
-    stream.seek(0)
-    if size < DIRECTORY_END.size or tail[-DIRECTORY_END.size :][:4] != b"PK\5\6":
-        raise ValueError("not a zip archive; files of torch before 1.6 are not read")
-    *_, directory, _, comment = DIRECTORY_END.unpack(tail[-DIRECTORY_END.size :])
-    if comment:
-        raise ValueError("an archive with a comment")
-    if tail[:4] == b"PK\6\7" and tail_size > DIRECTORY_END.size:
-        _, _, where, _ = LOCATOR_64.unpack(tail[: LOCATOR_64.size])
-        if where + DIRECTORY_END_64.size + tail_size != size:
-            raise ValueError("a list of members that is not at the end")
-        stream.seek(where)
-        mark, *_, directory, _ = DIRECTORY_END_64.unpack(stream.read(DIRECTORY_END_64.size))
-        stream.seek(0)
-        if mark != b"PK\6\6":
-            raise ValueError("a list of members without its end")
-    if directory > MOST_DIRECTORY_BYTES:
-        raise ValueError(f"a list of members of {directory:,} bytes, expected at most {MOST_DIRECTORY_BYTES:,}")
 
 
 def _check_pickle(pickle: bytes) -> None:

@@ -7,11 +7,14 @@ renaming, and at no moment does the folder hold parts of two checkpoints that a 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,10 +24,37 @@ from ..errors import OptionError, WeightsError
 from .files import INDEX_NAME, WEIGHTS_NAME
 from .safetensors_file import DTYPES, PIECE_BYTES
 
-__all__ = ["save_weights"]
+__all__ = ["Outgoing", "save_tensors", "save_weights"]
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()} | {torch.bool: "BOOL"}
 SHARD_NAME = re.compile(r"model-\d{5,}-of-\d{5,}\.safetensors")
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """A tensor to be written, which need not be in memory.
+
+    Attributes:
+        name: in the file.
+        dtype: in the file.
+        shape: its sizes.
+        pieces: makes its values in order, as tensors of one dimension and of that dtype; called once.
+    """
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    pieces: Callable[[], Iterable[Tensor]]
+
+    @property
+    def numel(self) -> int:
+        """How many values it has."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes it takes."""
+        return self.numel * self.dtype.itemsize
 
 
 def save_weights(model: nn.Module, folder: Path, *, max_shard_size: int) -> None:
@@ -35,8 +65,26 @@ def save_weights(model: nn.Module, folder: Path, *, max_shard_size: int) -> None
 
     Args:
         model: its `state_dict()` is written, in its dtypes.
+        folder: as of `save_tensors`, and so are the errors.
+        max_shard_size: as of `save_tensors`.
+    """
+    tensors = [
+        Outgoing(name, tensor.dtype, tuple(tensor.shape), partial(_pieces, tensor))
+        for name, tensor in _once(model).items()
+    ]
+    save_tensors(tensors, folder, max_shard_size=max_shard_size)
+
+
+def save_tensors(tensors: Sequence[Outgoing], folder: Path, *, max_shard_size: int) -> int:
+    """Write tensors into `folder`, as one checkpoint.
+
+    Args:
+        tensors: in the order in which they are dealt to files; their names differ.
         folder: must exist; the weights of an earlier call there are replaced.
         max_shard_size: bytes of tensors in a file; a larger tensor gets a file of its own.
+
+    Returns:
+        How many files hold tensors.
 
     Raises:
         OptionError: `max_shard_size` is not positive.
@@ -45,22 +93,22 @@ def save_weights(model: nn.Module, folder: Path, *, max_shard_size: int) -> None
     if max_shard_size < 1:
         raise OptionError(f"max_shard_size: expected at least 1 byte, got {max_shard_size}")
     try:
-        _save(model, folder, max_shard_size)
+        return _save(tensors, folder, max_shard_size)
     except OSError as error:
         raise WeightsError(f"{error.filename or folder}: cannot be written ({error.strerror or error})") from None
 
 
-def _save(model: nn.Module, folder: Path, max_shard_size: int) -> None:
-    shards = _shards(_once(model), max_shard_size)
+def _save(tensors: Sequence[Outgoing], folder: Path, max_shard_size: int) -> int:
+    shards = _shards(tensors, max_shard_size)
     names = [WEIGHTS_NAME]
     if len(shards) > 1:
         names = [f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
     files = dict(zip(names, shards, strict=True))
     with ExitStack() as temporary:
         written: dict[str, Path] = {}
-        for name, tensors in files.items():
+        for name, held in files.items():
             written[name] = _temporary(folder, name, temporary)
-            _write(written[name], tensors)
+            _write(written[name], held)
         if len(shards) > 1:
             written[INDEX_NAME] = _temporary(folder, INDEX_NAME, temporary)
             _write_index(written[INDEX_NAME], files)
@@ -71,6 +119,7 @@ def _save(model: nn.Module, folder: Path, max_shard_size: int) -> None:
         for name, path in written.items():
             path.replace(folder / name)
         _sync(folder)
+    return len(shards)
 
 
 def _once(model: nn.Module) -> dict[str, Tensor]:
@@ -87,14 +136,18 @@ def _once(model: nn.Module) -> dict[str, Tensor]:
     return kept
 
 
-def _shards(tensors: Mapping[str, Tensor], largest: int) -> list[dict[str, Tensor]]:
-    shards: list[dict[str, Tensor]] = [{}]
+def _pieces(tensor: Tensor) -> Iterable[Tensor]:
+    return tensor.reshape(-1).split(PIECE_BYTES // 8)
+
+
+def _shards(tensors: Sequence[Outgoing], largest: int) -> list[list[Outgoing]]:
+    shards: list[list[Outgoing]] = [[]]
     size = 0
-    for name, tensor in tensors.items():
+    for tensor in tensors:
         if shards[-1] and size + tensor.nbytes > largest:
-            shards.append({})
+            shards.append([])
             size = 0
-        shards[-1][name] = tensor
+        shards[-1].append(tensor)
         size += tensor.nbytes
     return shards
 
@@ -106,31 +159,33 @@ def _temporary(folder: Path, name: str, cleaning: ExitStack) -> Path:
     return path
 
 
-def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def _write(path: Path, tensors: Sequence[Outgoing]) -> None:
     # Wide dtypes first, so that every tensor begins at a multiple of its own width.
-    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    order = sorted(tensors, key=lambda tensor: (-tensor.dtype.itemsize, tensor.name))
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for name in order:
-        tensor = tensors[name]
+    for tensor in order:
         begin, end = end, end + tensor.nbytes
-        header[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+        header[tensor.name] = {
+            "dtype": NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [begin, end],
+        }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with path.open("xb") as stream:
         stream.write(struct.pack("<Q", len(text)) + text)
-        for name in order:
-            flat = tensors[name].reshape(-1)
-            for piece in flat.split(PIECE_BYTES // 8):
-                stream.write(piece.cpu().view(torch.uint8).numpy().data)
+        for tensor in order:
+            for piece in tensor.pieces():
+                stream.write(piece.cpu().contiguous().view(torch.uint8).numpy().data)
         stream.flush()
         os.fsync(stream.fileno())
 
 
-def _write_index(path: Path, files: Mapping[str, Mapping[str, Tensor]]) -> None:
-    tensors = [tensor for shard in files.values() for tensor in shard.values()]
-    metadata = {"total_parameters": sum(t.numel() for t in tensors), "total_size": sum(t.nbytes for t in tensors)}
-    weight_map = {name: file for file, shard in files.items() for name in shard}
+def _write_index(path: Path, files: Mapping[str, Sequence[Outgoing]]) -> None:
+    tensors = [tensor for shard in files.values() for tensor in shard]
+    metadata = {"total_parameters": sum(t.numel for t in tensors), "total_size": sum(t.nbytes for t in tensors)}
+    weight_map = {tensor.name: file for file, shard in files.items() for tensor in shard}
     with path.open("x", encoding="utf-8") as stream:
         json.dump({"metadata": metadata, "weight_map": weight_map}, stream, indent=2, sort_keys=True)
         stream.write("\n")

@@ -535,7 +535,7 @@ def test_a_pickle_is_refused_unread(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"cos\nsystem\n(S'touch evil'\ntR.")
     assert refused(tmp_path) == (
         f"{tmp_path / name}: a pickled checkpoint, which can run code when it is read; expected model.safetensors: "
-        "save the model again with a current transformers, which writes it"
+        "'padless convert' writes it, and runs nothing"
     )
 
 

@@ -61,6 +61,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "loading": ("engine.loading", "engine.pipelines"),
     "warmup": ("engine.compilations", "engine.warmup"),
     "jobs": ("engine.jobs", "engine.jobs.*"),
+    "convert": ("engine.convert", "engine.convert.*"),
     "public": ("", "__main__", "engine"),
     "search": (
         "autotune.cost",
@@ -110,6 +111,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "loading": ("tasks", "encoder", "models", "graphs", "dispatch", "data", "weights", "hub", "precision", "folder"),
     "warmup": ("encoder", "graphs", "data"),
     "jobs": ("loading", "tasks", "encoder", "data", "public"),
+    "convert": ("models", "weights", "folder", "data", "hub"),
     "public": ("models", "folder", "encoder", "loading", "cli"),
     "search": ("kernels", "configs", "contract", "device", "bench"),
     "bench": tuple(LAYERS),
