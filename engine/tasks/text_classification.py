@@ -30,11 +30,12 @@ class ClassificationOptions:
     Attributes:
         top_k: labels of each answer, most likely first; None is all of them; 1 without being asked for is the one
             label by itself, as in transformers.
-        function_to_apply: "softmax", "sigmoid" or "none"; None is sigmoid for several labels at once or a single one,
-            none for a regression, else softmax.
+        function_to_apply: "softmax", "sigmoid" or "none", in capitals too; None is sigmoid for several labels at once
+            or a single one, none for a regression, else softmax.
         long_texts: what is done with a text that the model cannot take whole, see long_texts.py.
         overlap: of "chunk", tokens that a piece repeats of the one before.
-        aggregate: of "chunk", what becomes of the scores of the pieces: "mean", "max", or "each" for an answer a piece.
+        aggregate: of "chunk", what becomes of the scores of the pieces: "mean", "max", or "each" for a list of answers,
+            one a piece.
     """
 
     top_k: int | str | None = ""
@@ -47,6 +48,8 @@ class ClassificationOptions:
         if self.top_k not in ("", None):
             at_least("top_k", self.top_k, 1)
         if self.function_to_apply is not None:
+            name = self.function_to_apply
+            object.__setattr__(self, "function_to_apply", name.lower() if isinstance(name, str) else name)
             one_of("function_to_apply", self.function_to_apply, ACTIVATIONS)
         one_of("long_texts", self.long_texts, LONG_TEXTS)
         one_of("aggregate", self.aggregate, ("mean", "max", "each"))

@@ -14,7 +14,8 @@ __all__ = ["described", "read_texts"]
 def read_texts(inputs: Any) -> tuple[list[Text], bool]:
     """Texts of a call, and whether it was called with a single one.
 
-    A text is a str; a pair is a tuple of two str, or a dict with "text" and "text_pair". Several are a list.
+    A text is a str; a pair is a tuple of two str, or a dict with "text" and "text_pair". Several are a list. A second
+    text that is empty is none, as in transformers.
 
     Raises:
         InputError: an input is none of these; names the row.
@@ -33,7 +34,7 @@ def _read_text(value: Any, where: str) -> Text:
         pair = (value["text"], value.get("text_pair"))
         value = pair if pair[1] is not None else pair[:1]
     if isinstance(value, tuple) and len(value) in (1, 2) and all(isinstance(part, str) for part in value):
-        return value[0] if len(value) == 1 else (value[0], value[1])
+        return value[0] if len(value) == 1 or not value[1] else (value[0], value[1])
     expected = 'a string, a tuple of two, or {"text": …, "text_pair": …}'
     raise InputError(f"{where}expected {expected}, got {described(value)}")
 

@@ -45,6 +45,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "engine.text_cut",
         "engine.tokenizer",
         "engine.tokenizer_files",
+        "engine.tokenizer_template",
         "engine.tokenization",
         "engine.tokenization.*",
     ),
