@@ -11,11 +11,11 @@ from torch.nn import functional as F
 from .batch import PackedBatch
 from .errors import ConfigError
 from .ops.bind import BoundOp
-from .ops.linear import ACTIVATIONS
+from .ops.linear import ACTIVATIONS as OF_LINEAR
 from .sentence_folder import DenseSpec, NormalizeSpec, PoolingSpec
 from .weights import NameRules, load_weights
 
-__all__ = ["SentenceHead"]
+__all__ = ["ACTIVATIONS", "SentenceHead"]
 
 
 class Pooling(nn.Module):
@@ -50,7 +50,7 @@ class Dense(nn.Module):
 
     def forward(self, vectors: Tensor) -> Tensor:
         """`[texts, in_features]` to `[texts, out_features]`."""
-        return _ACTIVATIONS[self.activation](self.linear(vectors))
+        return ACTIVATIONS[self.activation](self.linear(vectors))
 
 
 class Normalize(nn.Module):
@@ -61,7 +61,8 @@ class Normalize(nn.Module):
         return F.normalize(vectors, p=2, dim=-1)
 
 
-_ACTIVATIONS = {**ACTIVATIONS, "identity": ACTIVATIONS["none"], "sigmoid": torch.sigmoid}
+ACTIVATIONS = {**OF_LINEAR, "identity": OF_LINEAR["none"], "sigmoid": torch.sigmoid}
+"""Name of an activation, as in `sentence_folder.ACTIVATIONS` -> function."""
 
 
 class SentenceHead(nn.Module):

@@ -63,6 +63,16 @@ class TextClassification(Task[Text, ClassificationOptions]):
     kind: ClassVar[str] = "ForSequenceClassification"
     options_class: ClassVar[type] = ClassificationOptions
 
+    @property
+    def labels(self) -> Mapping[int, str]:
+        """Index -> name."""
+        return self.loaded.config.id2label
+
+    @property
+    def activation(self) -> str:
+        """What turns logits into scores where a call does not say it."""
+        return activation_of(self.loaded.config)
+
     def read(self, inputs: Any, others: Mapping[str, Any]) -> tuple[list[Text], bool]:
         """Texts or pairs, see text_inputs.py."""
         return read_texts(inputs)
@@ -74,7 +84,7 @@ class TextClassification(Task[Text, ClassificationOptions]):
     def score(self, batch: PackedBatch, options: ClassificationOptions) -> Sequence[np.ndarray]:
         """float32 `[labels]` of each piece."""
         logits: Tensor = self.loaded.model(batch).logits.float()
-        return list(activated(logits, options.function_to_apply or activation_of(self.loaded.config)).cpu().numpy())
+        return list(activated(logits, options.function_to_apply or self.activation).cpu().numpy())
 
     def answer(
         self, item: Text, place: int, pieces: Pieces, scores: Sequence[np.ndarray], options: ClassificationOptions
@@ -94,7 +104,7 @@ class TextClassification(Task[Text, ClassificationOptions]):
         return answers if isinstance(inputs, str) and options.top_k == "" else answers[0]
 
     def _labels(self, scores: np.ndarray, options: ClassificationOptions) -> Any:
-        names = self.loaded.config.id2label
+        names = self.labels
         order = np.argsort(-scores, kind="stable")
         if options.top_k == "":
             return {"label": names[int(order[0])], "score": float(scores[order[0]])}

@@ -41,6 +41,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "ops": ("engine.ops", "engine.ops.*"),
     "weights": ("engine.weights", "engine.weights.*"),
     "folder": (
+        "engine.cross_encoder_folder",
         "engine.sentence_folder",
         "engine.text_cut",
         "engine.tokenizer",
