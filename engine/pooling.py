@@ -31,6 +31,7 @@ class Pooling(nn.Module):
         """
         super().__init__()
         self.include_prompt = spec.include_prompt
+        self.normalize = normalize
         options = {"normalize": True} if normalize else {}
         self.pools = [BoundOp("pool", facts={"hidden": hidden_size}, mode=mode, **options) for mode in spec.modes]
 
@@ -116,6 +117,11 @@ class SentenceHead(nn.Module):
             else:
                 rest.append(Normalize())
         return cls(pooling, rest, width)
+
+    @property
+    def unit_length(self) -> bool:
+        """Whether the vectors that come out are of length 1."""
+        return isinstance(self.rest[-1], Normalize) if len(self.rest) else self.pooling.normalize
 
     def bind(self, device: torch.device, dtype: torch.dtype, *, backend: str, deterministic: bool) -> None:
         """Bind the pool ops for hidden states of `dtype` on `device`.
