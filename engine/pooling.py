@@ -11,11 +11,11 @@ from torch.nn import functional as F
 from .batch import PackedBatch
 from .errors import ConfigError
 from .ops.bind import BoundOp
-from .ops.linear import ACTIVATIONS
+from .ops.linear import ACTIVATIONS as OF_LINEAR
 from .sentence_folder import DenseSpec, NormalizeSpec, PoolingSpec
 from .weights import NameRules, load_weights
 
-__all__ = ["SentenceHead"]
+__all__ = ["ACTIVATIONS", "SentenceHead"]
 
 
 class Pooling(nn.Module):
@@ -31,6 +31,7 @@ class Pooling(nn.Module):
         """
         super().__init__()
         self.include_prompt = spec.include_prompt
+        self.normalize = normalize
         options = {"normalize": True} if normalize else {}
         self.pools = [BoundOp("pool", facts={"hidden": hidden_size}, mode=mode, **options) for mode in spec.modes]
 
@@ -50,7 +51,7 @@ class Dense(nn.Module):
 
     def forward(self, vectors: Tensor) -> Tensor:
         """`[texts, in_features]` to `[texts, out_features]`."""
-        return _ACTIVATIONS[self.activation](self.linear(vectors))
+        return ACTIVATIONS[self.activation](self.linear(vectors))
 
 
 class Normalize(nn.Module):
@@ -61,7 +62,8 @@ class Normalize(nn.Module):
         return F.normalize(vectors, p=2, dim=-1)
 
 
-_ACTIVATIONS = {**ACTIVATIONS, "identity": ACTIVATIONS["none"], "sigmoid": torch.sigmoid}
+ACTIVATIONS = {**OF_LINEAR, "identity": OF_LINEAR["none"], "sigmoid": torch.sigmoid}
+"""Name of an activation, as in `sentence_folder.ACTIVATIONS` -> function."""
 
 
 class SentenceHead(nn.Module):
@@ -115,6 +117,11 @@ class SentenceHead(nn.Module):
             else:
                 rest.append(Normalize())
         return cls(pooling, rest, width)
+
+    @property
+    def unit_length(self) -> bool:
+        """Whether the vectors that come out are of length 1."""
+        return isinstance(self.rest[-1], Normalize) if len(self.rest) else self.pooling.normalize
 
     def bind(self, device: torch.device, dtype: torch.dtype, *, backend: str, deterministic: bool) -> None:
         """Bind the pool ops for hidden states of `dtype` on `device`.

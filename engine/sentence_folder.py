@@ -21,7 +21,11 @@ __all__ = [
     "NormalizeSpec",
     "PoolingSpec",
     "SentenceFolder",
+    "module_entries",
+    "module_folder",
+    "read_model_settings",
     "read_sentence_folder",
+    "read_transformer_settings",
 ]
 
 # Keys of the first Pooling configurations, in the order in which several modes are concatenated.
@@ -155,12 +159,12 @@ def read_sentence_folder(folder: Path) -> SentenceFolder:
         limit = _limit_of_model(folder)
         return SentenceFolder(folder, limit, False, (PoolingSpec(("mean",)),), _prompts({}, path), None, None)
 
-    entries = _module_entries(path)
-    transformer = _module_folder(folder, entries[0], path)
+    entries = module_entries(path)
+    transformer = module_folder(folder, entries[0], path)
     modules = tuple(spec for entry in entries[1:] if (spec := _read_module(folder, entry, path)) is not None)
     _check_order(modules, path)
-    max_seq_length, do_lower_case = _read_transformer_settings(transformer)
-    prompts, default_prompt_name, similarity = _read_model_settings(folder / "config_sentence_transformers.json")
+    max_seq_length, do_lower_case = read_transformer_settings(transformer)
+    prompts, default_prompt_name, similarity = read_model_settings(folder / "config_sentence_transformers.json")
     return SentenceFolder(
         transformer_folder=transformer,
         max_seq_length=max_seq_length,
@@ -172,7 +176,12 @@ def read_sentence_folder(folder: Path) -> SentenceFolder:
     )
 
 
-def _module_entries(path: Path) -> list[dict[str, Any]]:
+def module_entries(path: Path) -> list[dict[str, Any]]:
+    """The entries of a `modules.json`, checked; the first of them is a Transformer.
+
+    Raises:
+        ConfigError: an entry is malformed, or names a class that is not part of sentence-transformers.
+    """
     entries = read_json_value(path, what="module list")
     if not isinstance(entries, list) or not entries:
         raise ConfigError(f"module list {path}: expected a list of modules, got {type(entries).__name__}")
@@ -197,7 +206,12 @@ def _class_name(entry: dict[str, Any]) -> str:
     return entry["type"].rpartition(".")[2]
 
 
-def _module_folder(folder: Path, entry: dict[str, Any], source: Path) -> Path:
+def module_folder(folder: Path, entry: dict[str, Any], source: Path) -> Path:
+    """Where the files of a module are.
+
+    Raises:
+        ConfigError: that is outside the model folder.
+    """
     relative = entry["path"]
     # The Windows reading also refuses "C:\..." and "\\host\...", whatever system this runs on.
     reading = PureWindowsPath(relative)
@@ -210,7 +224,7 @@ def _module_folder(folder: Path, entry: dict[str, Any], source: Path) -> Path:
 
 
 def _read_module(folder: Path, entry: dict[str, Any], source: Path) -> PoolingSpec | DenseSpec | NormalizeSpec | None:
-    target = _module_folder(folder, entry, source)
+    target = module_folder(folder, entry, source)
     kind = _class_name(entry)
     if kind == "Pooling":
         return _read_pooling(target / CONFIG_NAME)
@@ -283,19 +297,28 @@ def _check_feature_names(raw: dict[str, Any], path: Path) -> None:
             raise ConfigError(f"{path}: {key}: expected 'sentence_embedding', got {name!r:.60}, which is not supported")
 
 
-def _read_transformer_settings(folder: Path) -> tuple[int | None, bool]:
+def read_transformer_settings(
+    folder: Path, *, task: str = "feature-extraction", output: str = "token_embeddings"
+) -> tuple[int | None, bool]:
+    """The most tokens of a text, None where nothing limits them, and whether texts are lower-cased.
+
+    Args:
+        folder: of the transformer.
+        task: what it must be made for.
+        output: name of what it must give.
+
+    Raises:
+        ConfigError: it is made for something else, or a field is malformed.
+    """
     raw: dict[str, Any] = {}
     path = folder / TRANSFORMER_CONFIG_NAMES[0]
     for name in TRANSFORMER_CONFIG_NAMES:
         path = folder / name
         if path.exists() and (raw := read_json(path, what="sentence-transformers configuration")):
             break
-    task = raw.get("transformer_task", "feature-extraction")
-    if task != "feature-extraction":
-        raise ConfigError(f"{path}: transformer_task: expected 'feature-extraction', got {task!r:.60}")
-    if raw.get("module_output_name", "token_embeddings") != "token_embeddings":
-        found = raw["module_output_name"]
-        raise ConfigError(f"{path}: module_output_name: expected 'token_embeddings', got {found!r:.60}")
+    for key, expected in (("transformer_task", task), ("module_output_name", output)):
+        if raw.get(key, expected) != expected:
+            raise ConfigError(f"{path}: {key}: expected {expected!r}, got {raw[key]!r:.60}")
     # Older files say tokenizer_args, newer ones processor_kwargs; a limit there wins over max_seq_length.
     arguments = raw.get("tokenizer_args", raw.get("processor_kwargs")) or {}
     limit = arguments.get("model_max_length") if isinstance(arguments, dict) else None
@@ -327,11 +350,20 @@ def _capped(limit: int | None, folder: Path) -> int | None:
     return min((size for size in (limit, positions) if _is_size(size)), default=None)
 
 
-def _read_model_settings(path: Path) -> tuple[dict[str, str], str | None, str | None]:
+def read_model_settings(path: Path, kind: str = "SentenceTransformer") -> tuple[dict[str, str], str | None, str | None]:
+    """Prompts by name, the name of the default prompt, and the similarity.
+
+    Args:
+        path: `config_sentence_transformers.json`, which need not exist.
+        kind: the class it must be of.
+
+    Raises:
+        ConfigError: it is of another class, or a field is malformed.
+    """
     raw = read_json(path, what="sentence-transformers configuration") if path.exists() else {}
-    kind = raw.get("model_type", "SentenceTransformer")
-    if kind != "SentenceTransformer":
-        raise ConfigError(f"{path}: model_type: expected 'SentenceTransformer', got {kind!r:.60}")
+    found = raw.get("model_type", kind)
+    if found != kind:
+        raise ConfigError(f"{path}: model_type: expected {kind!r}, got {found!r:.60}")
     prompts = _prompts(raw.get("prompts") or {}, path)
     default = raw.get("default_prompt_name")
     if default is not None and (not isinstance(default, str) or default not in prompts):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import string
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +43,8 @@ APART = (
 )
 # What ends sentences in most scripts.
 SENTENCE_ENDS = r".,!?;:)\u3001\u3002\u300d\uff01\uff0c\uff1f"
+# Normalizers that treat the beginning of a text in a way of its own.
+LOOK_AT_THE_START = {"Prepend", "Strip"}
 # Regular expressions of Replace steps that only look at white space.
 BLANKS_ONLY = {" {2,}", " +", r"\s+", r"\s{2,}", r"^\s+|\s+$", r"\n", r"[\n\r\t]"}
 
@@ -59,11 +62,13 @@ class TextCutter:
         boundary: matches at a position where a beginning may end.
         run: matches an endless run, of which the first `run_kept` characters give the same ids; None where no run does.
         run_kept: characters.
+        rest_alike: whether what follows a boundary gives the same ids by itself as after what is before it.
     """
 
     boundary: re.Pattern[str]
     run: re.Pattern[str] | None = None
     run_kept: int = 0
+    rest_alike: bool = False
 
     @classmethod
     def for_tokenizer(cls, tokenizer: Tokenizer) -> TextCutter | None:
@@ -78,11 +83,12 @@ class TextCutter:
         model = tokenizer.model
         bert = _bert_settings(normalizers, pre_tokenizers)
         if bert is None or not isinstance(model, WordPiece):
-            return cls(_boundary(tokenizer, normalizers, pre_tokenizers))
+            alike = not any(map(_looks_at_the_start, normalizers))
+            return cls(_boundary(tokenizer, normalizers, pre_tokenizers), rest_alike=alike)
         # Longer than a word may be, and than an added token whose neighbours a shortened run must not change.
         kept = max(2 * model.max_input_chars_per_word, 200)
         shortens = kept <= LONGEST_RUN_KEPT and all(map(_stands_apart, spellings))
-        return cls(_bert_boundary(bert, added, spellings), _bert_run(kept) if shortens else None, kept)
+        return cls(_bert_boundary(bert, added, spellings), _bert_run(kept) if shortens else None, kept, True)
 
     @staticmethod
     def first_size(max_length: int) -> int:
@@ -105,6 +111,23 @@ class TextCutter:
         if shorten_runs and self.run is not None:
             begun = self.run.sub(lambda run: run.string[run.start() : run.start() + self.run_kept], begun)
         return begun if whole else begun[: self._last_boundary(begun)]
+
+    def stretches(self, text: str, size: int) -> Iterator[str]:
+        """The text in stretches of about `size` characters whose ids, end to end, are those of the whole text.
+
+        A stretch is longer where no place to cut was found, and the whole text where there is no `rest_alike`. Endless
+        runs are shortened.
+        """
+        start = 0
+        while start < len(text):
+            longest, stop = size if self.rest_alike else len(text), 0
+            while start + longest < len(text) and not stop:
+                stop = self._last_boundary(text[start : start + longest])
+                longest *= 2
+            end = start + stop if stop else len(text)
+            stretch = text[start:end]
+            yield self.beginning(stretch, len(stretch), shorten_runs=True)
+            start = end
 
     def _last_boundary(self, text: str) -> int:
         # Backwards in doubling stretches: the last boundary is nearly always within a word of the end.
@@ -154,6 +177,10 @@ def _is_harmless(step: dict[str, Any]) -> bool:
     pattern = step["pattern"]
     literal = pattern.get("String")
     return pattern.get("Regex") in BLANKS_ONLY if literal is None else not re.search(r"[^\W_]", literal)
+
+
+def _looks_at_the_start(step: dict[str, Any]) -> bool:
+    return step["type"] in LOOK_AT_THE_START or "^" in step.get("pattern", {}).get("Regex", "")
 
 
 def _splits(tokenizer: Tokenizer, blank: str) -> bool:

@@ -20,11 +20,18 @@ from .text_cut import TextCutter
 from .tokenization.auto import tokenizer_of
 from .tokenization.surrogates import has_surrogate, without_surrogates
 from .tokenizer_files import is_of_library, one_line, read_tokenizer_folder
+from .tokenizer_template import Template, template_of
 
 __all__ = ["Tokenizer", "check_vocabulary"]
 
 # Each attempt on a long text takes this many times as much of it as the one before.
 GROWTH = 8
+
+STRETCH = 2**18
+"""Characters that are tokenised in one go where all tokens of a long text are wanted: encodings take a hundred times
+the memory of their text."""
+
+STRETCHES_AT_ONCE = 8
 
 
 class Tokenizer:
@@ -113,6 +120,45 @@ class Tokenizer:
         encodings, repaired = self._run(full) if limit is None else self._run_cut(full, limit)
         return self._gather(encodings, repaired, limit)
 
+    def contents(self, texts: Sequence[str], most: int | None = None) -> tuple[list[np.ndarray], np.ndarray]:
+        """The ids of texts without special tokens, for callers that put texts together or cut them themselves.
+
+        Args:
+            texts: as of `encode`.
+            most: a text with more ids than this may be cut before it is tokenised, but still has more than this; None
+                wants all ids of all texts.
+
+        Returns:
+            int32 ids of each text, and bool `[texts]`: which of them had surrogates replaced.
+
+        Raises:
+            InputError, TokenizerError: as `encode`.
+        """
+        full = _strings(texts, "")
+        if most is None:
+            return self._whole_contents(full)
+        encodings, repaired = self._run_cut(full, most + len(self.leading) + len(self.trailing))
+        return [self._content(encoding) for encoding in encodings], repaired
+
+    def is_longer(self, first: str, second: str) -> bool:
+        """Whether `first` has more tokens than `second`, found out with little more of them than the shorter needs."""
+        texts, size = (first, second), STRETCH // GROWTH
+        while True:
+            begun = [text if self._cutter is None else self._cutter.beginning(text, size) for text in texts]
+            least = [len(ids) for ids in self._whole_contents(begun)[0]]
+            known = [self._cutter is None or size >= len(text) for text in texts]
+            if all(known):
+                return least[0] > least[1]
+            if known[0] and least[1] >= least[0]:
+                return False
+            if known[1] and least[0] > least[1]:
+                return True
+            size *= GROWTH
+
+    def template(self, texts: int) -> Template:
+        """What is put around one text, or two."""
+        return template_of(self._rust.encode("a", "a" if texts == 2 else None), texts)
+
     def count_tokens(self, text: str) -> int:
         """Tokens of `text`, special tokens included, without truncation."""
         return len(self._run(_strings([text], ""))[0][0])
@@ -121,6 +167,29 @@ class Tokenizer:
         """Tokens of a prompt at the head of each text, `[CLS]` included: what `include_prompt=False` leaves out."""
         ids = self.encode([prompt]).input_ids
         return len(ids) - (1 if len(ids) and int(ids[-1]) in self._special_ids else 0)
+
+    def _content(self, encoding: Encoding) -> np.ndarray:
+        return np.array(encoding.ids[len(self.leading) : len(encoding) - len(self.trailing)], dtype=np.int32)
+
+    def _whole_contents(self, texts: list[str]) -> tuple[list[np.ndarray], np.ndarray]:
+        found: list[np.ndarray] = [np.empty(0, dtype=np.int32)] * len(texts)
+        repaired = np.zeros(len(texts), dtype=bool)
+        long = [row for row, text in enumerate(texts) if self._cutter is not None and len(text) > STRETCH]
+        short = sorted(set(range(len(texts))) - set(long))
+        encodings, repaired[short] = self._run([texts[row] for row in short])
+        for row, encoding in zip(short, encodings, strict=True):
+            found[row] = self._content(encoding)
+        for row in long:
+            assert self._cutter is not None
+            parts = []
+            # Several at a time, so that they go through several threads.
+            stretches = self._cutter.stretches(texts[row], STRETCH)
+            while some := list(itertools.islice(stretches, STRETCHES_AT_ONCE)):
+                encodings, mended = self._run(some)
+                parts += map(self._content, encodings)
+                repaired[row] |= mended.any()
+            found[row] = np.concatenate(parts)
+        return found, repaired
 
     def _run(self, texts: list[str]) -> tuple[list[Encoding], np.ndarray]:
         """Encodings of whole texts, and which of them had surrogates to be replaced."""

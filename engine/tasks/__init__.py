@@ -19,6 +19,10 @@ __all__ = ["ALIASES", "TASKS", "task_class"]
 
 TASKS: dict[str, str] = {
     "text-classification": "text_classification:TextClassification",
+    "zero-shot-classification": "zero_shot_classification:ZeroShotClassification",
+    "next-sentence-prediction": "next_sentence_prediction:NextSentencePrediction",
+    "multiple-choice": "multiple_choice:MultipleChoice",
+    "rerank": "rerank:Rerank",
     "text2text-generation": "text2text_generation:Text2TextGeneration",
     "summarization": "text2text_generation:Summarization",
     "text-generation": "text_generation:TextGeneration",

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..config import CONFIG_NAME, model_type, read_json
+from ..cross_encoder_folder import MODULES_NAME, is_cross_encoder, read_cross_encoder_folder
 from ..errors import ConfigError
 from ..models import family_class
 from ..models.pretrained import parameters_left_empty
@@ -34,8 +35,14 @@ TASK_OF_HEAD = {
 
 
 def task_of_folder(folder: Path) -> str:
-    """The task a model folder is made for: "embedding" unless its configuration names a class with another head."""
-    if (folder / "modules.json").exists() or not (folder / CONFIG_NAME).exists():
+    """The task a model folder is made for: "embedding" unless its configuration names a class with another head. A
+    CrossEncoder of one label reranks.
+    """
+    if is_cross_encoder(folder):
+        settings = read_cross_encoder_folder(folder).transformer_folder / CONFIG_NAME
+        labels = read_json(settings, what="model configuration").get("id2label")
+        return "rerank" if isinstance(labels, dict) and len(labels) == 1 else "text-classification"
+    if (folder / MODULES_NAME).exists() or not (folder / CONFIG_NAME).exists():
         return "embedding"
     named = read_json(folder / CONFIG_NAME, what="model configuration").get("architectures")
     first = named[0] if isinstance(named, list) and named and isinstance(named[0], str) else ""
@@ -72,22 +79,24 @@ def load_task(
         BackendError: `backend` or `deterministic` cannot be served.
     """
     found = task_class(task)
-    source = str(folder / CONFIG_NAME)
+    own = read_cross_encoder_folder(folder) if is_cross_encoder(folder) else None
+    source = folder if own is None else own.transformer_folder
     try:
-        model_class = family_class(model_type(folder), found.kind, source=source)
+        model_class = family_class(model_type(source), found.kind, source=str(source / CONFIG_NAME))
     except ConfigError as error:
         raise ConfigError(f"{error}; it is asked for by the task {found.name}") from None
-    config = model_class.config_class.from_folder(folder)
-    files = read_tokenizer_folder(folder)
-    tokenizer = Tokenizer.from_folder(folder)
-    check_vocabulary(tokenizer, config.vocab_size, folder)
+    config = model_class.config_class.from_folder(source)
+    files = read_tokenizer_folder(source)
+    tokenizer = Tokenizer.from_folder(source, lowercase=own is not None and own.do_lower_case)
+    check_vocabulary(tokenizer, config.vocab_size, source)
     with parameters_left_empty():
         model = model_class(config)
-    load_weights(model, folder, model_class.name_rules, dtype=dtype, device=device, tied=model.tie_table())
-    model.read_beside(folder)
+    load_weights(model, source, model_class.name_rules, dtype=dtype, device=device, tied=model.tie_table())
+    model.read_beside(source)
     model.eval().requires_grad_(False).bind(backend, deterministic)
     spelling = tokenizer_of(files)
-    tokenizer.max_length = _longest(model, spelling.model_max_length)
+    limit = None if own is None else own.max_seq_length
+    tokenizer.max_length = _longest(model, spelling.model_max_length if limit is None else limit)
     return found(Loaded(model, tokenizer, spelling, folder, device, dtype, token_budget), defaults or {})
 
 

@@ -10,8 +10,9 @@ import numpy as np
 from tokenizers import Encoding
 
 from ..batch import TokenizedTexts
+from ..tokenizer_template import Template
 
-__all__ = ["Pieces", "pieces_of_encodings", "pieces_of_texts"]
+__all__ = ["Pieces", "pieces_of_encodings", "pieces_of_ids", "pieces_of_texts"]
 
 
 @dataclass(frozen=True)
@@ -96,3 +97,37 @@ def pieces_of_encodings(
         repaired=np.zeros(len(lengths), dtype=bool),
     )
     return Pieces(tokens, np.asarray(owners, dtype=np.int64), encodings)
+
+
+def pieces_of_ids(
+    ids: Sequence[tuple[np.ndarray, ...]],
+    templates: Sequence[Template],
+    owners: Sequence[int] | np.ndarray,
+    *,
+    types: bool,
+    truncated: Sequence[bool],
+    repaired: Sequence[bool],
+) -> Pieces:
+    """Pieces of ids that were put together here.
+
+    Args:
+        ids: of each piece, the int32 ids of its texts without special tokens.
+        templates: of each piece, what is put around its texts.
+        owners: the input that each belongs to, ascending.
+        types: whether the model has token types.
+        truncated: which pieces lack tokens that no other piece of their input has.
+        repaired: which pieces had surrogates replaced.
+    """
+    joined = [template.joined(texts) for template, texts in zip(templates, ids, strict=True)]
+    kinds = None
+    if types and any(template.typed for template in templates):
+        parts = [template.types([*map(len, texts)]) for template, texts in zip(templates, ids, strict=True)]
+        kinds = np.concatenate(parts)
+    tokens = TokenizedTexts(
+        input_ids=np.concatenate([np.empty(0, dtype=np.int32), *joined]),
+        lengths=np.fromiter(map(len, joined), dtype=np.int32, count=len(joined)),
+        token_type_ids=kinds,
+        truncated=np.asarray(truncated, dtype=bool),
+        repaired=np.asarray(repaired, dtype=bool),
+    )
+    return Pieces(tokens, np.asarray(owners, dtype=np.int64))

@@ -114,6 +114,9 @@ class Task(ABC, Generic[Item, Options]):
     input_names: ClassVar[tuple[str, ...]] = ()
     """Names under which inputs may be given."""
 
+    window_items: ClassVar[int] = WINDOW_ITEMS
+    """Inputs that are tokenised, sorted and run together; fewer where each of them makes many pieces."""
+
     @abstractmethod
     def tokenise(self, items: Sequence[Item], options: Options) -> tuple[Pieces, dict[int, InputError]]:
         """Pieces of the items, and what is wrong with those that have none."""
@@ -191,12 +194,28 @@ class Task(ABC, Generic[Item, Options]):
         batch_size: int | None = None,
         stats: EncodeStats | None = None,
         on_batch: Callable[[int, int], None] | None = None,
+        on_truncated: Callable[[int], None] | None = None,
     ) -> Iterator[Any]:
-        """An answer for each item, in order and in bounded memory; an InputError in place of one that has none."""
+        """An answer for each item, in order and in bounded memory; an InputError in place of one that has none.
+
+        Args:
+            items: from `read`.
+            options: of `options_class`.
+            batch_size, stats: as of a call.
+            on_batch: called with (pieces, tokens) after each batch.
+            on_truncated: called with the number of an item that the model did not see whole, before its answer comes.
+        """
         stats = EncodeStats() if stats is None else stats
+        first = 0
         for window, pieces, faults in prefetch(self._tokenised(iter(items), options)):
+            truncated = pieces.truncated(len(window)).nonzero()[0].tolist()
             stats.texts += len(window)
-            stats.truncated += int(pieces.truncated(len(window)).sum())
+            stats.truncated += len(truncated)
+            stats.repaired += len(set(pieces.owners[pieces.tokens.repaired].tolist()))
+            if on_truncated is not None:
+                for place in truncated:
+                    on_truncated(first + place)
+            first += len(window)
             scores = run_pieces(
                 pieces.tokens,
                 lambda batch: self.score(batch.to(self.loaded.device), options),
@@ -217,7 +236,7 @@ class Task(ABC, Generic[Item, Options]):
     def _tokenised(
         self, items: Iterator[Item], options: Options
     ) -> Iterator[tuple[list[Item], Pieces, dict[int, InputError]]]:
-        while window := list(itertools.islice(items, WINDOW_ITEMS)):
+        while window := list(itertools.islice(items, self.window_items)):
             pieces, faults = self.tokenise(window, options)
             yield window, pieces.without(faults), faults
 

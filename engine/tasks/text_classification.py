@@ -30,11 +30,12 @@ class ClassificationOptions:
     Attributes:
         top_k: labels of each answer, most likely first; None is all of them; 1 without being asked for is the one
             label by itself, as in transformers.
-        function_to_apply: "softmax", "sigmoid" or "none"; None is sigmoid for several labels at once or a single one,
-            none for a regression, else softmax.
+        function_to_apply: "softmax", "sigmoid" or "none", in capitals too; None is sigmoid for several labels at once
+            or a single one, none for a regression, else softmax.
         long_texts: what is done with a text that the model cannot take whole, see long_texts.py.
         overlap: of "chunk", tokens that a piece repeats of the one before.
-        aggregate: of "chunk", what becomes of the scores of the pieces: "mean", "max", or "each" for an answer a piece.
+        aggregate: of "chunk", what becomes of the scores of the pieces: "mean", "max", or "each" for a list of answers,
+            one a piece.
     """
 
     top_k: int | str | None = ""
@@ -47,6 +48,8 @@ class ClassificationOptions:
         if self.top_k not in ("", None):
             at_least("top_k", self.top_k, 1)
         if self.function_to_apply is not None:
+            name = self.function_to_apply
+            object.__setattr__(self, "function_to_apply", name.lower() if isinstance(name, str) else name)
             one_of("function_to_apply", self.function_to_apply, ACTIVATIONS)
         one_of("long_texts", self.long_texts, LONG_TEXTS)
         one_of("aggregate", self.aggregate, ("mean", "max", "each"))
@@ -60,6 +63,16 @@ class TextClassification(Task[Text, ClassificationOptions]):
     kind: ClassVar[str] = "ForSequenceClassification"
     options_class: ClassVar[type] = ClassificationOptions
 
+    @property
+    def labels(self) -> Mapping[int, str]:
+        """Index -> name."""
+        return self.loaded.config.id2label
+
+    @property
+    def activation(self) -> str:
+        """What turns logits into scores where a call does not say it."""
+        return activation_of(self.loaded.config)
+
     def read(self, inputs: Any, others: Mapping[str, Any]) -> tuple[list[Text], bool]:
         """Texts or pairs, see text_inputs.py."""
         return read_texts(inputs)
@@ -71,7 +84,7 @@ class TextClassification(Task[Text, ClassificationOptions]):
     def score(self, batch: PackedBatch, options: ClassificationOptions) -> Sequence[np.ndarray]:
         """float32 `[labels]` of each piece."""
         logits: Tensor = self.loaded.model(batch).logits.float()
-        return list(activated(logits, options.function_to_apply or activation_of(self.loaded.config)).cpu().numpy())
+        return list(activated(logits, options.function_to_apply or self.activation).cpu().numpy())
 
     def answer(
         self, item: Text, place: int, pieces: Pieces, scores: Sequence[np.ndarray], options: ClassificationOptions
@@ -91,7 +104,7 @@ class TextClassification(Task[Text, ClassificationOptions]):
         return answers if isinstance(inputs, str) and options.top_k == "" else answers[0]
 
     def _labels(self, scores: np.ndarray, options: ClassificationOptions) -> Any:
-        names = self.loaded.config.id2label
+        names = self.labels
         order = np.argsort(-scores, kind="stable")
         if options.top_k == "":
             return {"label": names[int(order[0])], "score": float(scores[order[0]])}

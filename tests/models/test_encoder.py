@@ -242,7 +242,7 @@ def test_prompts_are_put_before_each_text(tiny_folder: Path, tmp_path: Path) -> 
         ({"batch_size": -3}, ["batch_size", "-3"]),
         ({"truncate_dim": 0}, ["truncate_dim", "24", "0"]),
         ({"truncate_dim": 25}, ["truncate_dim", "24", "25"]),
-        ({"precision": "int8"}, ["precision", "'float32'", "'int8'"]),
+        ({"precision": "int4"}, ["precision", "'float32'", "'int4'"]),
     ],
     ids=str,
 )

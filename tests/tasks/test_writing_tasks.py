@@ -18,7 +18,7 @@ import padless
 from padless import InputError, OptionError
 from padless.engine.stream import EncodeStats
 
-GREEDY = {"do_sample": False, "num_beams": 1}
+GREEDY: dict[str, Any] = {"do_sample": False, "num_beams": 1}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -85,7 +85,8 @@ def test_sixty_texts_are_answered_as_the_pipeline_of_transformers_4_did(writer: 
 
 
 def test_beams_and_several_answers(writer: Any, by_hand: ByHand) -> None:
-    given, options = texts(14), {"max_new_tokens": 6, "num_beams": 3, "num_return_sequences": 2}
+    given = texts(14)
+    options: dict[str, Any] = {"max_new_tokens": 6, "num_beams": 3, "num_return_sequences": 2}
     assert writer(given, **options) == [by_hand(text, **options) for text in given]
 
 

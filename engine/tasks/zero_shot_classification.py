@@ -1,0 +1,148 @@
+"""Zero-shot classification: which of any labels fits a text, asked of a model of natural language inference.
+
+A label becomes a sentence by a template, and its score is how much the model takes it to follow from the text.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import Tensor
+
+from ..batch import PackedBatch
+from ..errors import InputError, OptionError
+from .long_texts import tokenise_texts
+from .options import one_of
+from .pieces import Pieces
+from .task import Task
+from .text_inputs import described
+
+__all__ = ["ZeroShotClassification", "ZeroShotOptions"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ZeroShotOptions:
+    """Of a call.
+
+    Attributes:
+        candidate_labels: a list, or a str in which commas separate them.
+        hypothesis_template: the sentence about a label, with `{}` where the label belongs.
+        multi_label: whether each label is scored by itself, not against the others.
+        long_texts: "truncate" the text, never the label's sentence, or "error".
+    """
+
+    candidate_labels: Sequence[str] | str = ()
+    hypothesis_template: str = "This example is {}."
+    multi_label: bool = False
+    long_texts: str = "truncate"
+
+    def __post_init__(self) -> None:
+        labels = self.candidate_labels
+        if isinstance(labels, str):
+            labels = [label.strip() for label in labels.split(",") if label.strip()]
+        if not isinstance(labels, Sequence) or not labels or not all(isinstance(label, str) for label in labels):
+            raise OptionError(f"candidate_labels: expected one label or more, got {self.candidate_labels!r:.60}")
+        object.__setattr__(self, "candidate_labels", tuple(labels))
+        one_of("multi_label", self.multi_label, (True, False))
+        one_of("long_texts", self.long_texts, ("truncate", "error"))
+        if not isinstance(self.hypothesis_template, str) or self._made_of(labels[0]) == self.hypothesis_template:
+            found = self.hypothesis_template
+            raise OptionError(f"hypothesis_template: expected a sentence with {{}} for the label, got {found!r:.80}")
+
+    @property
+    def hypotheses(self) -> tuple[str, ...]:
+        """A sentence for each label."""
+        return tuple(self._made_of(label) for label in self.candidate_labels)
+
+    def _made_of(self, label: str) -> str:
+        try:
+            return self.hypothesis_template.format(label)
+        except (LookupError, ValueError, AttributeError):
+            # A name or a number in the braces, or braces that are not closed.
+            return self.hypothesis_template
+
+
+class ZeroShotClassification(Task[str, ZeroShotOptions]):
+    """`{"sequence", "labels", "scores"}` of each text, most likely labels first."""
+
+    name: ClassVar[str] = "zero-shot-classification"
+    kind: ClassVar[str] = "ForSequenceClassification"
+    options_class: ClassVar[type] = ZeroShotOptions
+    input_names: ClassVar[tuple[str, ...]] = ("sequences",)
+    window_items: ClassVar[int] = 128
+
+    def __call__(self, inputs: Any = None, candidate_labels: Any = None, **options: Any) -> Any:
+        """Answer one text or several; see `Task.__call__`.
+
+        Args:
+            inputs: a str or a list of them; also by the name `sequences`.
+            candidate_labels: as in `ZeroShotOptions`.
+            options: of `ZeroShotOptions` and `Task.__call__`.
+        """
+        if candidate_labels is not None:
+            options["candidate_labels"] = candidate_labels
+        return super().__call__(inputs, **options)
+
+    def read(self, inputs: Any, others: Mapping[str, Any]) -> tuple[list[str], bool]:
+        """One text or a list of them; an empty one is refused, as in transformers."""
+        inputs = others.get("sequences", inputs)
+        if isinstance(inputs, bytes | Mapping) or not hasattr(inputs, "__iter__"):
+            raise InputError(f"sequences: expected a text or a list of them, got {described(inputs)}")
+        rows = [inputs] if isinstance(inputs, str) else list(inputs)
+        for row, text in enumerate(rows):
+            if not isinstance(text, str) or not text:
+                raise InputError(f"row {row}: expected a text, got {described(text)}")
+        return rows, isinstance(inputs, str)
+
+    def tokenise(self, items: Sequence[str], options: ZeroShotOptions) -> tuple[Pieces, dict[int, InputError]]:
+        """A piece of each text and label."""
+        hypotheses = options.hypotheses
+        pairs = [(text, hypothesis) for text in items for hypothesis in hypotheses]
+        owners = np.repeat(np.arange(len(items)), len(hypotheses))
+        return tokenise_texts(self.loaded, pairs, options.long_texts, truncation="only_first", owners=owners)
+
+    def score(self, batch: PackedBatch, options: ZeroShotOptions) -> Sequence[np.ndarray]:
+        """float32 `[2]` of each piece: the logits of contradiction and of entailment."""
+        logits: Tensor = self.loaded.model(batch).logits.float()
+        return list(logits[:, [0 if self.entailment_id else -1, self.entailment_id]].cpu().numpy())
+
+    def answer(
+        self, item: str, place: int, pieces: Pieces, scores: Sequence[np.ndarray], options: ZeroShotOptions
+    ) -> dict[str, Any]:
+        """The labels by their scores."""
+        logits = np.stack(scores)
+        if not np.isfinite(logits).all():
+            raise InputError("the model gave NaN or infinity; expected finite scores")
+        labels = options.candidate_labels
+        if options.multi_label or len(labels) == 1:
+            chances = _softmax(logits, axis=1)[:, 1]
+        else:
+            chances = _softmax(logits[:, 1], axis=0)
+        # Equal scores in the order that transformers gives them.
+        order = np.argsort(chances, kind="stable")[::-1]
+        return {
+            "sequence": item,
+            "labels": [labels[row] for row in order],
+            "scores": [float(chances[row]) for row in order],
+        }
+
+    @cached_property
+    def entailment_id(self) -> int:
+        """Index of the label whose name begins with "entail"; the last one where none does, as in transformers."""
+        for label, index in self.loaded.config.label2id.items():
+            if label.lower().startswith("entail"):
+                return index
+        logger.warning("%s: label2id names no entailment; the last label is taken for it", self.loaded.folder)
+        return -1
+
+
+def _softmax(logits: np.ndarray, axis: int) -> np.ndarray:
+    raised = np.exp(logits - logits.max(axis=axis, keepdims=True))
+    return raised / raised.sum(axis=axis, keepdims=True)
