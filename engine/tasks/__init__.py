@@ -19,6 +19,9 @@ __all__ = ["ALIASES", "TASKS", "task_class"]
 
 TASKS: dict[str, str] = {
     "text-classification": "text_classification:TextClassification",
+    "token-classification": "token_classification:TokenClassification",
+    "fill-mask": "fill_mask:FillMask",
+    "question-answering": "question_answering:QuestionAnswering",
     "text2text-generation": "text2text_generation:Text2TextGeneration",
     "summarization": "text2text_generation:Summarization",
     "text-generation": "text_generation:TextGeneration",

@@ -11,9 +11,11 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -118,9 +120,13 @@ class Task(ABC, Generic[Item, Options]):
     def tokenise(self, items: Sequence[Item], options: Options) -> tuple[Pieces, dict[int, InputError]]:
         """Pieces of the items, and what is wrong with those that have none."""
 
-    @abstractmethod
     def score(self, batch: PackedBatch, options: Options) -> Sequence[Any]:
         """Run the model on a batch that is on its device: a value on the host for each piece."""
+        raise NotImplementedError(f"{type(self).__name__} defines neither score nor score_pieces")
+
+    def score_pieces(self, batch: PackedBatch, pieces: Pieces, chosen: np.ndarray, options: Options) -> Sequence[Any]:
+        """In place of `score`, for a task that has to know which pieces a batch has: `chosen`, int64 `[batch]`."""
+        return self.score(batch, options)
 
     @abstractmethod
     def answer(self, item: Item, place: int, pieces: Pieces, scores: Sequence[Any], options: Options) -> Any:
@@ -199,7 +205,7 @@ class Task(ABC, Generic[Item, Options]):
             stats.truncated += int(pieces.truncated(len(window)).sum())
             scores = run_pieces(
                 pieces.tokens,
-                lambda batch: self.score(batch.to(self.loaded.device), options),
+                partial(self._scored, pieces, options),
                 workers=self._workers,
                 device=self.loaded.device,
                 token_budget=self.loaded.token_budget,
@@ -213,6 +219,9 @@ class Task(ABC, Generic[Item, Options]):
                     yield faults.get(place) or self.answer(item, place, pieces, scores[own.start : own.stop], options)
                 except InputError as error:
                     yield error
+
+    def _scored(self, pieces: Pieces, options: Options, batch: PackedBatch, chosen: np.ndarray) -> Sequence[Any]:
+        return self.score_pieces(batch.to(self.loaded.device), pieces, chosen, options)
 
     def _tokenised(
         self, items: Iterator[Item], options: Options
