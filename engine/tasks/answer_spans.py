@@ -60,10 +60,10 @@ def best_spans(
     Returns:
         One for each text. Scores are NaN where logits are.
     """
-    most = int((allowed[:, 1] - allowed[:, 0]).max())
-    longest = min(longest, max(most, 1))
+    most = max(int((allowed[:, 1] - allowed[:, 0]).max()), 1)
+    longest = min(longest, most)
     top_k = min(top_k, most * longest)
-    at_once = max(1, MOST_SPANS // max(most * longest, 1))
+    at_once = max(1, MOST_SPANS // (most * longest))
     begins = cu_seqlens[:-1].long()
     logits = torch.stack((start, end)).double()
     tables = []
@@ -76,7 +76,7 @@ def best_spans(
 def _table(logits: Tensor, begins: Tensor, allowed: np.ndarray, *, null: bool, top_k: int, longest: int) -> Tensor:
     """fp64 `[3, texts, top_k + 1]`: logarithms of scores, first tokens and last tokens; in the last column, of null."""
     widths = allowed[:, 1] - allowed[:, 0]
-    most = int(widths.max())
+    most = max(int(widths.max()), 1)
     inside = np.arange(most) < widths[:, None]
     host = torch.from_numpy(np.stack((np.where(inside, allowed[:, :1] + np.arange(most), 0), inside)))
     places, inside = (host.pin_memory().to(logits.device, non_blocking=True) if logits.is_cuda else host).unbind()
@@ -86,10 +86,8 @@ def _table(logits: Tensor, begins: Tensor, allowed: np.ndarray, *, null: bool, t
     likely = torch.log_softmax(torch.cat((own, none[:, :, None]), dim=2), dim=2)
     starts, ends = likely[:, :, :-1].masked_fill(inside == 0, -torch.inf)
     # Of every first token the `longest` last ones: [texts, most, longest] in place of [texts, most, most].
-    reach = max(min(longest, most), 1)
-    spans = starts[:, :, None] + F.pad(ends, (0, reach - 1), value=-torch.inf)[:, : most + reach - 1].unfold(
-        1, reach, 1
-    )
+    reach = min(longest, most)
+    spans = starts[:, :, None] + F.pad(ends, (0, reach - 1), value=-torch.inf).unfold(1, reach, 1)
     scores, chosen = spans.flatten(1).topk(min(top_k, most * reach), dim=1)
     found = torch.stack((scores, (chosen // reach).double(), (chosen // reach + chosen % reach).double()))
     nulls = likely[:, :, -1:].sum(dim=0) if null else torch.full_like(none[0, :, None], -torch.inf)

@@ -68,7 +68,7 @@ def windows_of(
         room = max_length - len(others)
         if room < min(len(context), 1):
             found = f"the question has {len(asked)} tokens"
-            faults[item] = InputError(f"{found}, which leaves no room for the context in {max_length}")
+            faults[item] = InputError(f"{found}, which leaves no room for the context in a window of {max_length}")
             continue
         ids, kinds = (np.asarray(values, dtype=np.int32) for values in (encoding.ids, encoding.type_ids))
         for begin, end in _stretches(len(context), room, overlap if overlap < room else room // 2):

@@ -1,4 +1,4 @@
-"""Model folders for tasks: tiny seeded models of transformers with the real MiniLM tokenizer, and texts to ask about."""
+"""Model folders for tasks: tiny seeded models of transformers, the real MiniLM tokenizer, and texts to ask about."""
 
 from __future__ import annotations
 
@@ -33,8 +33,9 @@ SIZES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 HOSTILE = (
-    "", " ", "\t\n ", "a", ".", "\U0001f600", "\U0001f468\u200d\U0001f469\u200d\U0001f467 family", "שלום עולם, זה מבחן",
-    "مرحبا بالعالم", "nul\x00in the middle", "e\u0301cole fran\u00e7aise", "日本語のテキスト", "[SEP] and [CLS] as text",
+    "", " ", "\t\n ", "a", ".", "\U0001f600", "\U0001f468\u200d\U0001f469\u200d\U0001f467 family",
+    "שלום עולם, זה מבחן",    "مرحبا بالعالم", "nul\x00in the middle",
+    "e\u0301cole fran\u00e7aise", "日本語のテキスト", "[SEP] and [CLS] as text",
     "unaffable antidisestablishmentarianism", "don't can't won't", "x" * 150, "\ufffd", "a\u00a0b\u2028c",
 )  # fmt: skip
 
@@ -47,7 +48,7 @@ def make_folder(folder: Path, family: str, kind: str, *, positions: int = 512, s
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = getattr(transformers, f"{family}{kind}")(made).eval()
-        for name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             # As they are initialised, all tokens are much alike to these models.
             spread = 1.0 if len(parameter) == VOCABULARY else 0.2 if parameter.dim() > 1 else 0.1
             parameter.data.add_(torch.randn_like(parameter) * spread)
