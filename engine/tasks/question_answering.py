@@ -181,14 +181,14 @@ class QuestionAnswering(Task[Question, QuestionAnsweringOptions]):
 
     def _characters(self, encoding: Encoding, start: int, end: int, words: bool) -> tuple[int, int]:
         """The characters of the context from one token to another."""
-        offsets = encoding.token_to_chars(start), encoding.token_to_chars(end)
+        first, last = encoding.token_to_chars(start), encoding.token_to_chars(end)
         if words:
-            numbers = encoding.token_to_word(start), encoding.token_to_word(end)
-            if numbers[0] is not None and numbers[1] is not None:
-                found = tuple(encoding.word_to_chars(number, 1 - self._question) for number in numbers)
-                offsets = tuple(word or token for word, token in zip(found, offsets, strict=True))
-        first, last = offsets
+            first, last = (self._word(encoding, start) or first), (self._word(encoding, end) or last)
         return (0, 0) if first is None or last is None else (first[0], last[1])
+
+    def _word(self, encoding: Encoding, token: int) -> tuple[int, int] | None:
+        word = encoding.token_to_word(token)
+        return None if word is None else encoding.word_to_chars(word, 1 - self._question)
 
 
 def _is_pair(value: Any) -> bool:
