@@ -73,13 +73,15 @@ class FillMask(Task[str, FillMaskOptions]):
     kind: ClassVar[str] = "ForMaskedLM"
     options_class: ClassVar[type] = FillMaskOptions
 
-    def __init__(self, loaded: Loaded, defaults: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, loaded: Loaded, defaults: Mapping[str, Any] | None = None, batch_size: int | None = None
+    ) -> None:
         """As `Task`.
 
         Raises:
             TokenizerError: the tokenizer has no mask token.
         """
-        super().__init__(loaded, defaults or {})
+        super().__init__(loaded, defaults or {}, batch_size)
         if loaded.spelling.mask_token_id is None:
             raise TokenizerError(f"{loaded.folder}: the tokenizer has no mask token; fill-mask needs one")
 
@@ -133,8 +135,8 @@ class FillMask(Task[str, FillMaskOptions]):
         filled = scores[0]
         if not np.isfinite(filled.scores).all():
             raise InputError("the model gave NaN or infinity; expected finite scores")
-        begin = int(pieces.tokens.lengths[:place].sum())
-        ids = pieces.tokens.input_ids[begin : begin + int(pieces.tokens.lengths[place])]
+        begin, end = pieces.tokens.offsets[pieces.of(place).start :][:2]
+        ids = pieces.tokens.input_ids[begin:end]
         masks = (ids == self.loaded.spelling.mask_token_id).nonzero()[0]
         rows = [
             [

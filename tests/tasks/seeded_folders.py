@@ -37,6 +37,7 @@ HOSTILE = (
     "שלום עולם, זה מבחן",    "مرحبا بالعالم", "nul\x00in the middle",
     "e\u0301cole fran\u00e7aise", "日本語のテキスト", "[SEP] and [CLS] as text",
     "unaffable antidisestablishmentarianism", "don't can't won't", "x" * 150, "\ufffd", "a\u00a0b\u2028c",
+    "the man \U0001f600 by the river \U0001f30a\U0001f600, unaffable\U0001f600 still",
 )  # fmt: skip
 
 

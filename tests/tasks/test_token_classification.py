@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from seeded_folders import HOSTILE, make_folder, real_texts
 
 import padless
 from padless.bench.workloads import news
 from padless.engine.errors import InputError, OptionError
 from padless.engine.tasks.entities import without_overlaps
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from seeded_folders import HOSTILE, make_folder, real_texts
 
 FAMILIES = ("Bert", "ModernBert", "MobileBert", "MegatronBert")
 STRATEGIES = ("none", "simple", "first", "average", "max")
