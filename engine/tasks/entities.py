@@ -50,14 +50,14 @@ class Tokens:
     """The tokens of one piece, or its words, without special tokens.
 
     Attributes:
-        spelled: each as the vocabulary has it; an unknown one as the text has it.
+        spelled: each as the vocabulary has it, an unknown one as the text has it; of a word a list of its tokens.
         starts, ends: int64 `[tokens]`, characters of the text.
         indices: int64 `[tokens]`, places in the piece.
         labels: int64 `[tokens]`, the most likely label.
         scores: float32 `[tokens]`, its probability.
     """
 
-    spelled: Sequence[str]
+    spelled: Sequence[Any]
     starts: np.ndarray
     ends: np.ndarray
     indices: np.ndarray
@@ -67,25 +67,24 @@ class Tokens:
     def __len__(self) -> int:
         return len(self.spelled)
 
-    def words(self, subword: np.ndarray, strategy: str, every: np.ndarray | None, join: Join) -> Tokens:
+    def words(self, subword: np.ndarray, strategy: str, every: np.ndarray | None) -> Tokens:
         """The same with tokens joined to words.
 
         Args:
             subword: bool `[tokens]`, whether a token belongs to the word before it.
             strategy: "first", "average" or "max".
             every: float32 `[tokens, labels]`, all scores; "average" needs them.
-            join: tokens to the text they spell.
         """
         first = _firsts(~subword)
         stops = np.append(first[1:], len(self))
         if strategy == "average":
             assert every is not None
-            means = np.add.reduceat(every, first, axis=0, dtype=np.float64) / (stops - first)[:, None]
+            means = _means(every, first)
             labels, scores = means.argmax(axis=1), means.max(axis=1)
         else:
             chosen = first if strategy == "first" else _highest(self.scores, first)
             labels, scores = self.labels[chosen], self.scores[chosen]
-        spelled = [join(self.spelled[begin:stop]) for begin, stop in zip(first.tolist(), stops.tolist(), strict=True)]
+        spelled = [self.spelled[begin:stop] for begin, stop in zip(first.tolist(), stops.tolist(), strict=True)]
         return Tokens(spelled, self.starts[first], self.ends[stops - 1], self.indices[first], labels, scores)
 
     def each(self, labels: Labels, ignored: Sequence[str]) -> list[dict[str, Any]]:
@@ -113,16 +112,17 @@ class Tokens:
         kinds = labels.kinds[self.labels]
         first = _firsts(labels.begins[self.labels] | (kinds != np.roll(kinds, 1)))
         stops = np.append(first[1:], len(self))
+        scores = _means(self.scores, first)
         wanted = labels.kept(labels.groups, ignored)[self.labels[first]]
         return [
             {
                 "entity_group": labels.groups[self.labels[begin]],
-                "score": float(self.scores[begin:stop].mean()),
-                "word": join(self.spelled[begin:stop]),
+                "score": score,
+                "word": join([part if isinstance(part, str) else join(part) for part in self.spelled[begin:stop]]),
                 "start": int(self.starts[begin]),
                 "end": int(self.ends[stop - 1]),
             }
-            for begin, stop in zip(first[wanted].tolist(), stops[wanted].tolist(), strict=True)
+            for begin, stop, score in zip(*(values[wanted].tolist() for values in (first, stops, scores)), strict=True)
         ]
 
 
@@ -139,16 +139,17 @@ def entities_of(
     """The entities of a piece, in its order.
 
     Args:
-        tokens, subword, every, join: as of `Tokens.words`.
+        tokens, subword, every: as of `Tokens.words`.
         labels: of the model.
         strategy: one of `STRATEGIES`.
         ignored: labels, or under the other strategies than "none" names of entities, that are left out.
+        join: tokens to the text they spell.
     """
     if not len(tokens):
         return []
     if strategy == "none":
         return tokens.each(labels, ignored)
-    words = tokens if strategy == "simple" else tokens.words(subword, strategy, every, join)
+    words = tokens if strategy == "simple" else tokens.words(subword, strategy, every)
     return words.grouped(labels, ignored, join)
 
 
@@ -171,6 +172,12 @@ def _firsts(begins: np.ndarray) -> np.ndarray:
     """Where groups begin: wherever `begins` says so, and at the first of all."""
     begins[0] = True
     return begins.nonzero()[0]
+
+
+def _means(values: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """float64: of each group that begins at `first`, the mean of its rows."""
+    counts = np.diff(np.append(first, len(values)))
+    return np.add.reduceat(values, first, axis=0, dtype=np.float64) / counts.reshape(-1, *[1] * (values.ndim - 1))
 
 
 def _highest(scores: np.ndarray, first: np.ndarray) -> np.ndarray:
