@@ -167,6 +167,18 @@ def test_no_answer_is_an_answer_where_that_is_asked_for(bert: tuple[Any, Oracle]
     assert {(row["start"], row["end"]) for row in nulls} == {(0, 0)}
 
 
+def test_of_several_windows_the_surest_of_an_answer_decides_that_there_is_none(bert: tuple[Any, Oracle]) -> None:
+    ours, theirs = bert
+    question, context = QUESTIONS[1], news()[0]
+    options: dict[str, Any] = {"handle_impossible_answer": True, "max_seq_len": 60, "doc_stride": 10, "top_k": 10**5}
+    rows = [
+        [row for row in answers if not row["answer"]]
+        for answers in (ours(question=question, context=context, **options), theirs(question, context, **options))
+    ]
+    assert len(rows[1]) == 1
+    check(*rows)
+
+
 def test_shapes(bert: tuple[Any, Oracle]) -> None:
     ours, _ = bert
     context, other = real_texts(45)[:2]
