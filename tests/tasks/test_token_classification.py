@@ -15,10 +15,12 @@ from padless.bench.workloads import news
 from padless.engine.errors import InputError, OptionError
 from padless.engine.tasks.entities import without_overlaps
 
-FAMILIES = ("Bert", "ModernBert", "MobileBert", "MegatronBert")
+FAMILIES = ("Bert", "ModernBert", "MobileBert", "MegatronBert", "MT5")
 STRATEGIES = ("none", "simple", "first", "average", "max")
 LABELS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC", "MISC", "X-Y", "B-X-Y")
 POSITIONS = 64
+
+pytestmark = pytest.mark.filterwarnings("ignore:Tokenizer does not support real words")
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -111,12 +113,20 @@ def test_shapes(bert: tuple[Any, Any]) -> None:
     text = real_texts(45)[0]
     check(ours(text), theirs(text))
     check(ours([text]), theirs([text]))
-    assert ours([]) == []
+    assert ours([]) == ours([], is_split_into_words=True) == []
     check(ours(iter([text, "", text]), batch_size=1), ours([text, "", text]))
     assert ours(text, aggregation_strategy="SIMPLE") == ours(text, aggregation_strategy="simple")
 
 
-@pytest.mark.filterwarnings("ignore:Tokenizer does not support real words")
+def test_by_its_other_name_with_options_of_every_call(bert: tuple[Any, Any]) -> None:
+    ours, theirs = bert
+    folder = ours.loaded.folder
+    ner = padless.pipeline("ner", model=folder, device="cpu", dtype="float32", aggregation_strategy="max", stride=8)
+    text = news()[1]
+    check(ner(text), theirs(text, aggregation_strategy="max", stride=8))
+    check(ner([text], aggregation_strategy="first"), theirs([text], aggregation_strategy="first", stride=8))
+
+
 def test_a_byte_level_vocabulary_has_no_marks_for_subwords(tmp_path: Path) -> None:
     import tokenizers
 
