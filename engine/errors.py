@@ -12,6 +12,7 @@ __all__ = [
     "InputError",
     "JobError",
     "ModelNotFoundError",
+    "NotFiniteError",
     "OptionError",
     "PadlessError",
     "TokenizerError",
@@ -45,6 +46,10 @@ class BackendError(PadlessError):
 
 class InputError(PadlessError):
     """The data handed in cannot be read: file, column or row."""
+
+
+class NotFiniteError(InputError):
+    """The model gave NaN or infinity for an input; in fp32 the same input may have a result."""
 
 
 class OptionError(PadlessError):
