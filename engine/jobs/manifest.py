@@ -19,7 +19,7 @@ from pathlib import Path
 from ..errors import JobError
 from .durable import append_durably, write_durably
 from .layout import MANIFEST, SHARDS, SUMMARY
-from .rows import InputFile
+from .inputs.input_file import InputFile
 
 __all__ = [
     "SCHEMA",

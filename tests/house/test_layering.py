@@ -60,7 +60,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "engine.stream",
     ),
     "warmup": ("engine.compilations", "engine.warmup"),
-    "jobs": ("engine.jobs", "engine.jobs.*"),
+    "jobs": ("engine.jobs", "engine.jobs.**"),
     "public": ("", "__main__", "engine"),
     "search": (
         "autotune.cost",

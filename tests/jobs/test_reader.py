@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from padless.engine.jobs.reader import open_inputs, read_rows
-from padless.engine.jobs.rows import Row
+from padless.engine.jobs.inputs.reader import open_inputs, read_rows
+from padless.engine.jobs.inputs.rows import Row
 
 
 def rows(path: Path, text_column: str = "text", id_column: str | None = None) -> list[Row]:

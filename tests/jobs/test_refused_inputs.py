@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from padless import InputError
-from padless.engine.jobs.reader import open_inputs, read_rows
+from padless.engine.jobs.inputs.reader import open_inputs, read_rows
 
 
 def refusal(*paths: Path, text_column: str = "text", id_column: str | None = None) -> str:
