@@ -18,8 +18,8 @@ from pathlib import Path
 
 from ..errors import JobError
 from .durable import append_durably, write_durably
-from .layout import MANIFEST, SHARDS, SUMMARY
 from .inputs.input_file import InputFile
+from .layout import MANIFEST, SHARDS, SUMMARY
 
 __all__ = [
     "SCHEMA",

@@ -40,22 +40,21 @@ class ArrowInput(ColumnarInput):
         with self._open(looking=True) as reader:
             self.check_schema(reader.schema)
             self._places = [reader.schema.get_field_index(column) for column in columns.names]
+        self._batch_sizes: list[int] = []
         if self._is_file:
             # Without columns only the batches' headers are read.
             with self._open(columns=[]) as reader:
-                self._batch_sizes = [len(self._batch(reader, i)) for i in range(reader.num_record_batches)]
+                self._batch_sizes = [batch.num_rows for batch in self._batches(reader)]
             self.row_count = sum(self._batch_sizes)
 
     def rows(self, first_row: int, skip: int = 0) -> Iterator[Row]:
         self._rows_read = 0
         with self._open(columns=self._places) as reader:
             position = 0
-            if self._is_file:
-                while position < len(self._batch_sizes) and self._rows_read + self._batch_sizes[position] <= skip:
-                    self._rows_read += self._batch_sizes[position]
-                    position += 1
-            while (batch := self._batch(reader, position)) is not None:
+            while position < len(self._batch_sizes) and self._rows_read + self._batch_sizes[position] <= skip:
+                self._rows_read += self._batch_sizes[position]
                 position += 1
+            for batch in self._batches(reader, position):
                 dropped = min(max(skip - self._rows_read, 0), len(batch))
                 self._rows_read += dropped
                 rows = max(1, min(MAX_BATCH_ROWS, BATCH_BYTES * len(batch) // max(batch.nbytes, 1)))
@@ -89,18 +88,19 @@ class ArrowInput(ColumnarInput):
                 raise self._unreadable(error) from error
             yield reader
 
-    def _batch(self, reader: Any, position: int) -> pa.RecordBatch | None:
-        try:
-            if self._is_file and position >= reader.num_record_batches:
-                return None
-            batch = reader.get_batch(position) if self._is_file else reader.read_next_batch()
-            for column in batch.columns:
-                _check_offsets(column)
-            return batch
-        except StopIteration:
-            return None
-        except (OSError, pa.ArrowException) as error:
-            raise InputError(f"{self.name}: unreadable after row {self._rows_read} ({first_line(error)})") from error
+    def _batches(self, reader: Any, position: int = 0) -> Iterator[pa.RecordBatch]:
+        while not self._is_file or position < reader.num_record_batches:
+            try:
+                batch = reader.get_batch(position) if self._is_file else reader.read_next_batch()
+                for column in batch.columns:
+                    _check_offsets(column)
+            except StopIteration:
+                return
+            except (OSError, pa.ArrowException) as error:
+                place = f"after row {self._rows_read}"
+                raise InputError(f"{self.name}: unreadable {place} ({first_line(error)})") from error
+            position += 1
+            yield batch
 
     def _unreadable(self, error: BaseException) -> InputError:
         return InputError(f"{self.name}: not a readable Arrow file or stream ({first_line(error)})")

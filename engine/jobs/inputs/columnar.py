@@ -73,10 +73,10 @@ class ColumnarInput(InputFile):
             if problem:
                 yield Row(first_row + file_row, self.name, file_row, row_id, None, "error", problem)
                 continue
-            carried = tuple(
-                _kept_value(values[i], f"column {column!r}", repairs)
-                for column, values in zip(columns.kept, kept, strict=True)
-            )
+            carried = ()
+            if kept:
+                found = zip(columns.kept, kept, strict=True)
+                carried = tuple(_kept_value(values[i], f"column {column!r}", repairs) for column, values in found)
             yield good_row(first_row + file_row, self.name, file_row, row_id, text, pairs[i], carried, repairs)
 
     def _id_type(self, found: pa.DataType) -> pa.DataType:

@@ -76,7 +76,7 @@ class CsvInput(InputFile):
     def _open(self, *, looking: bool = False) -> Iterator[CsvRecords]:
         with ByteStream(self.source, looking=looking) as stream:
             # Bytes that are no UTF-8 come through as lone surrogates, so that they spoil their own field only.
-            text = io.TextIOWrapper(stream.reader, "utf-8-sig", "surrogateescape", newline="")
+            text = io.TextIOWrapper(stream.reader, "utf-8", "surrogateescape", newline="")
             try:
                 records = CsvRecords(text, _DELIMITERS[self.format])
                 if any(map(_ESCAPED_BYTE.search, records.header)):

@@ -5,12 +5,20 @@ from __future__ import annotations
 import csv
 from collections import deque
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import TextIO
 
 __all__ = ["CsvRecords"]
 
-MAX_RECORD_CHARACTERS = 1 << 27
-_LINE_OVERHEAD = 64
+MAX_LINE_CHARACTERS = 1 << 27
+"""A longer line is a bad record, and passed over in pieces."""
+
+MAX_RECORD_BYTES = 1 << 28
+"""What the lines of one record may take in memory; a quote left open would else swallow the whole file."""
+
+_LINE_OVERHEAD_BYTES = 64
+_DROPPED_CHARACTERS = 1 << 20
+_BYTE_ORDER_MARK = "\ufeff"
 
 
 class CsvRecords:
@@ -32,7 +40,7 @@ class CsvRecords:
         self._lines = _Lines(handle)
         self._delimiter = delimiter
         # The limit is one of the whole process and 128 KiB by default; a document may be longer.
-        csv.field_size_limit(max(csv.field_size_limit(), MAX_RECORD_CHARACTERS))
+        csv.field_size_limit(max(csv.field_size_limit(), MAX_RECORD_BYTES))
         self.header: list[str] = []
         while not self.header:
             try:
@@ -53,36 +61,35 @@ class CsvRecords:
         lines, delimiter = self._lines, self._delimiter
         delimiters, last = len(self.header) - 1, max(wanted) + 1
         while (line := lines.take()) is not None:
-            if '"' in line or not line:
-                lines.give_back_all()
-                record = self._quoted(wanted)
-                if record is not None:
-                    yield record
+            if '"' in line:
+                yield from self._quoted(line, wanted)
                 continue
             # Without a quote the fields lie open, and those that nobody wants are not made.
             body = line.rstrip("\r\n")
             number = lines.accept()
-            if not body:
+            if not line:
+                yield number, f"line longer than {MAX_LINE_CHARACTERS} characters"
+            elif not body:
                 continue
-            if (found := body.count(delimiter)) != delimiters:
+            elif (found := body.count(delimiter)) != delimiters:
                 yield number, self._wrong_count(found + 1)
             else:
                 fields = body.split(delimiter, last)
                 yield number, [fields[position] for position in wanted]
 
-    def _quoted(self, wanted: Sequence[int]) -> tuple[int, list[str] | str] | None:
+    def _quoted(self, first: str, wanted: Sequence[int]) -> Iterator[tuple[int, list[str] | str]]:
+        """Yield the record that begins with this line."""
         lines = self._lines
         try:
-            record = next(csv.reader(lines, delimiter=self._delimiter, strict=True))
+            record = next(csv.reader(chain((first,), lines), delimiter=self._delimiter, strict=True))
         except csv.Error as error:
-            return lines.reject(), f"malformed CSV ({error})"
-        if not record:
-            lines.accept()
-            return None
+            yield lines.reject(), f"malformed CSV ({error})"
+            return
         if len(record) != len(self.header):
             # A quote left open may have swallowed the lines that follow: give them back.
-            return lines.reject(), self._wrong_count(len(record))
-        return lines.accept(), [record[position] for position in wanted]
+            yield lines.reject(), self._wrong_count(len(record))
+        else:
+            yield lines.accept(), [record[position] for position in wanted]
 
     def _wrong_count(self, found: int) -> str:
         return f"found {found} fields, expected {len(self.header)}"
@@ -98,7 +105,8 @@ class _Lines:
         self._handle = handle
         self._given_back: deque[str] = deque()
         self._record: list[str] = []
-        self._record_characters = 0
+        self._record_bytes = 0
+        self._is_first = True
         self.used = 0
 
     def __iter__(self) -> _Lines:
@@ -108,11 +116,10 @@ class _Lines:
         line = self.take()
         if line is None:
             raise StopIteration
-        self._record_characters += len(line) + _LINE_OVERHEAD
         if not line:
-            raise csv.Error(f"line longer than {MAX_RECORD_CHARACTERS} characters")
-        if self._record_characters > MAX_RECORD_CHARACTERS + _LINE_OVERHEAD:
-            raise csv.Error(f"record longer than {MAX_RECORD_CHARACTERS} characters, is a quote left open?")
+            raise csv.Error(f"line longer than {MAX_LINE_CHARACTERS} characters")
+        if self._record_bytes > MAX_RECORD_BYTES:
+            raise csv.Error(f"record longer than {MAX_RECORD_BYTES} bytes, is a quote left open?")
         return line
 
     def take(self) -> str | None:
@@ -120,15 +127,24 @@ class _Lines:
         if self._given_back:
             line = self._given_back.popleft()
         else:
-            line = self._handle.readline(MAX_RECORD_CHARACTERS + 1)
-            if not line:
+            line = self._read()
+            if line is None:
                 return None
-            if len(line) > MAX_RECORD_CHARACTERS and not line.endswith(("\n", "\r")):
-                while not line.endswith(("\n", "\r")) and line:
-                    line = self._handle.readline(1 << 20)
-                line = ""
         self._record.append(line)
+        self._record_bytes += len(line) + _LINE_OVERHEAD_BYTES
         return line
+
+    def _read(self) -> str | None:
+        line = self._handle.readline(MAX_LINE_CHARACTERS + 1)
+        if self._is_first:
+            line, self._is_first = line.removeprefix(_BYTE_ORDER_MARK), False
+        if not line:
+            return None
+        if len(line) <= MAX_LINE_CHARACTERS or line.endswith(("\n", "\r")):
+            return line
+        while line and not line.endswith(("\n", "\r")):
+            line = self._handle.readline(_DROPPED_CHARACTERS)
+        return ""
 
     def accept(self) -> int:
         """Take all lines of the current record as used; return the number of its first line."""
@@ -139,15 +155,9 @@ class _Lines:
         self._given_back.extendleft(reversed(self._record[1:]))
         return self._advance(1)
 
-    def give_back_all(self) -> None:
-        """Take no line of the current record as used."""
-        self._given_back.extendleft(reversed(self._record))
-        self._record.clear()
-        self._record_characters = 0
-
     def _advance(self, lines: int) -> int:
         first = self.used + 1
         self.used += lines
         self._record.clear()
-        self._record_characters = 0
+        self._record_bytes = 0
         return first

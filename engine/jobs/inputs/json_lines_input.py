@@ -19,7 +19,7 @@ from .sources import Source
 __all__ = ["JsonLinesInput"]
 
 _LINES_SEARCHED_FOR_COLUMN = 1000
-_CHARACTERS_SEARCHED_FOR_COLUMN = 1 << 26
+_LONGEST_LINE_SEARCHED = 1 << 20
 _JSON_NAMES = {type(None): "null", bool: "boolean", int: "number", float: "number", list: "array", dict: "object"}
 
 
@@ -95,10 +95,11 @@ class JsonLinesInput(LinesInput):
         wanted = dict.fromkeys(self.columns.names)
         found: dict[str, None] = {}
         first_problem = ""
-        characters = 0
         with ByteStream(self.source, looking=True) as stream:
             lines = LineReader(stream.reader, self.name)
             for line in map(decoded, filter(_is_filled, islice(lines, _LINES_SEARCHED_FOR_COLUMN))):
+                if isinstance(line, str) and len(line) > _LONGEST_LINE_SEARCHED:
+                    continue
                 record = _parse(line)
                 if isinstance(record, dict):
                     found.update(dict.fromkeys(record))
@@ -106,9 +107,7 @@ class JsonLinesInput(LinesInput):
                         wanted.pop(column, None)
                 elif not first_problem:
                     first_problem = f"line {lines.count}: {record}"
-                characters += len(line) if isinstance(line, str) else 0
-                enough = self.source.assumed and first_problem
-                if not wanted or enough or characters > _CHARACTERS_SEARCHED_FOR_COLUMN:
+                if not wanted or (first_problem and self.source.assumed):
                     break
         if not found and first_problem and self.source.assumed:
             raise InputError(
