@@ -58,7 +58,7 @@ def test_lone_surrogate_is_repaired_and_reported(tmp_path: Path) -> None:
     path.write_text(r'{"text": "a\ud800b\udc00", "id": "\udfff"}' "\n" r'{"text": "\ud83d\ude00", "id": "x"}')
     repaired, pair = rows(path, id_column="id")
     assert (repaired.text, repaired.id, repaired.kind) == ("a\ufffdb\ufffd", "\ufffd", "repaired")
-    assert repaired.reason == ("text: 2 lone surrogates replaced by U+FFFD; id: 1 lone surrogates replaced by U+FFFD")
+    assert repaired.reason == ("id: 1 lone surrogates replaced by U+FFFD; text: 2 lone surrogates replaced by U+FFFD")
     assert (pair.text, pair.kind) == ("\U0001f600", "ok")
 
 
@@ -132,7 +132,7 @@ def test_csv_reasons_name_the_line(tmp_path: Path) -> None:
         "",
         "line 4: found 1 fields, expected 2",
         "line 6: malformed CSV (unexpected end of data)",
-        "line 7: invalid UTF-8",
+        "line 7: invalid UTF-8 in column 'text'",
         "",
     ]
     assert [row.file_row for row in got] == [0, 1, 2, 3, 4]
