@@ -40,21 +40,13 @@ class ArrowInput(ColumnarInput):
         with self._open(looking=True) as reader:
             self.check_schema(reader.schema)
             self._places = [reader.schema.get_field_index(column) for column in columns.names]
-        self._batch_sizes: list[int] = []
-        if self._is_file:
-            # Without columns only the batches' headers are read.
-            with self._open(columns=[]) as reader:
-                self._batch_sizes = [batch.num_rows for batch in self._batches(reader)]
-            self.row_count = sum(self._batch_sizes)
+            if hasattr(reader, "count_rows"):  # from the batches' headers; of files only, and not in every pyarrow
+                self.row_count = self._count(reader)
 
     def rows(self, first_row: int, skip: int = 0) -> Iterator[Row]:
         self._rows_read = 0
         with self._open(columns=self._places) as reader:
-            position = 0
-            while position < len(self._batch_sizes) and self._rows_read + self._batch_sizes[position] <= skip:
-                self._rows_read += self._batch_sizes[position]
-                position += 1
-            for batch in self._batches(reader, position):
+            for batch in self._batches(reader):
                 dropped = min(max(skip - self._rows_read, 0), len(batch))
                 self._rows_read += dropped
                 rows = max(1, min(MAX_BATCH_ROWS, BATCH_BYTES * len(batch) // max(batch.nbytes, 1)))
@@ -88,7 +80,14 @@ class ArrowInput(ColumnarInput):
                 raise self._unreadable(error) from error
             yield reader
 
-    def _batches(self, reader: Any, position: int = 0) -> Iterator[pa.RecordBatch]:
+    def _count(self, reader: Any) -> int:
+        try:
+            return reader.count_rows()
+        except (OSError, pa.ArrowException) as error:
+            raise self._unreadable(error) from error
+
+    def _batches(self, reader: Any) -> Iterator[pa.RecordBatch]:
+        position = 0
         while not self._is_file or position < reader.num_record_batches:
             try:
                 batch = reader.get_batch(position) if self._is_file else reader.read_next_batch()

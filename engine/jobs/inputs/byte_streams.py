@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
-import lzma
 import sys
+from bz2 import BZ2Decompressor
+from collections.abc import Callable
+from lzma import LZMADecompressor, LZMAError
 from types import TracebackType
 from typing import BinaryIO
 
@@ -16,6 +18,7 @@ from .sources import Source
 __all__ = ["ByteStream"]
 
 _BUFFER_BYTES = 1 << 16
+# A file may ask for a dictionary of 4 GiB; that of `xz -9` takes 65 MiB.
 _XZ_MEMORY_BYTES = 1 << 28
 
 
@@ -145,12 +148,15 @@ class _Native(io.RawIOBase):
             raise OSError(str(error)) from error
 
 
-class _Xz(io.RawIOBase):
-    """The content of one .xz stream after another, in bounded memory whatever dictionary the file asks for."""
+class _Members(io.RawIOBase):
+    """The contents of one compressed stream after another, by the standard library's decompressors.
 
-    def __init__(self, raw: io.RawIOBase) -> None:
-        self._raw = raw
-        self._decompressor: lzma.LZMADecompressor | None = None
+    Arrow has no xz, and its bz2 does not get past an empty stream.
+    """
+
+    def __init__(self, raw: io.RawIOBase, make: Callable[[], BZ2Decompressor | LZMADecompressor]) -> None:
+        self._raw, self._make = raw, make
+        self._decompressor: BZ2Decompressor | LZMADecompressor | None = None
 
     def readable(self) -> bool:
         return True
@@ -158,8 +164,8 @@ class _Xz(io.RawIOBase):
     def readinto(self, buffer: memoryview) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
         try:
             content = self._read(len(buffer))
-        except lzma.LZMAError as error:
-            raise OSError(f"xz decompress failed: {error}") from error
+        except (LZMAError, EOFError) as error:
+            raise OSError(str(error)) from error
         buffer[: len(content)] = content
         return len(content)
 
@@ -167,14 +173,10 @@ class _Xz(io.RawIOBase):
         while True:
             stored = b""
             if self._decompressor is None or self._decompressor.eof:
-                # Between two streams there may be zeros to fill up a block.
-                stored = self._decompressor.unused_data.lstrip(b"\0") if self._decompressor is not None else b""
-                while not stored:
-                    block = self._raw.read(_BUFFER_BYTES)
-                    if not block:
-                        return b""
-                    stored = block.lstrip(b"\0")
-                self._decompressor = lzma.LZMADecompressor(memlimit=_XZ_MEMORY_BYTES)
+                stored = self._next_stream(b"" if self._decompressor is None else self._decompressor.unused_data)
+                if not stored:
+                    return b""
+                self._decompressor = self._make()
             elif self._decompressor.needs_input:
                 stored = self._raw.read(_BUFFER_BYTES)
                 if not stored:
@@ -182,10 +184,22 @@ class _Xz(io.RawIOBase):
             if content := self._decompressor.decompress(stored, size):
                 return content
 
+    def _next_stream(self, stored: bytes) -> bytes:
+        """The first bytes of the next stream, or nothing; zeros that fill up a block stand between two."""
+        while not (stored := stored.lstrip(b"\0")):
+            stored = self._raw.read(_BUFFER_BYTES) or b""
+            if not stored:
+                return b""
+        return stored
+
 
 def _decompressed(raw: io.RawIOBase, compression: str | None) -> io.BufferedReader:
     if compression is None:
         return io.BufferedReader(raw, _BUFFER_BYTES)
     if compression == "xz":
-        return io.BufferedReader(_Xz(raw), _BUFFER_BYTES)
-    return io.BufferedReader(_Native(pa.CompressedInputStream(pa.PythonFile(raw, "r"), compression)), _BUFFER_BYTES)
+        content = _Members(raw, lambda: LZMADecompressor(memlimit=_XZ_MEMORY_BYTES))
+    elif compression == "bz2":
+        content = _Members(raw, BZ2Decompressor)
+    else:
+        content = _Native(pa.CompressedInputStream(pa.PythonFile(raw, "r"), compression))
+    return io.BufferedReader(content, _BUFFER_BYTES)
