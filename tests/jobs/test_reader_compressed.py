@@ -16,7 +16,7 @@ import pytest
 from padless import InputError
 from padless.engine.jobs.inputs.reader import open_inputs, read_rows
 
-LINES = [f"line {number} of a text, {number * 7919 % 1009}" for number in range(20_000)]
+LINES = [f"line {number} of a text, {number * 7919 % 1009}" for number in range(8_000)]
 CONTENT = "".join(f"{line}\n" for line in LINES).encode()
 
 
@@ -59,7 +59,7 @@ def test_zeros_between_and_after_xz_streams(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", COMPRESS)
-@pytest.mark.parametrize("kept", [0.001, 0.3, 0.9, 0.9999])
+@pytest.mark.parametrize("kept", [0.001, 0.6, 0.9999])
 def test_torn_file_stops_the_job_before_the_cut_line(tmp_path: Path, suffix: str, kept: float) -> None:
     path = tmp_path / f"in.txt.{suffix}"
     stored = COMPRESS[suffix](CONTENT)
@@ -154,12 +154,12 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux only")
 @pytest.mark.parametrize("name", ["in.txt.gz", "in.csv.zst"])
 def test_bomb_is_a_bad_row(tmp_path: Path, name: str) -> None:
-    """100 KB that unpack to a line of 100 MB: with a limit of 1 MB, a few MB of memory, and the next row is there."""
+    """40 KB that unpack to a line of 40 MB: with a limit of 1 MB, a few MB of memory, and the next row is there."""
     path = tmp_path / name
     suffix = name.rsplit(".", 1)[1]
     with path.open("wb") as sink, pa.CompressedOutputStream(sink, {"gz": "gzip", "zst": "zstd"}[suffix]) as stream:
         stream.write(b"text\n" if "csv" in name else b"before\n")
-        for _ in range(25):
+        for _ in range(10):
             stream.write(bytes(1 << 22))
         stream.write(b"\nafter\n")
     assert path.stat().st_size < 1 << 20
@@ -168,4 +168,4 @@ def test_bomb_is_a_bad_row(tmp_path: Path, name: str) -> None:
     bad, after = rows[-2:]
     assert "longer than 1048576" in bad
     assert after.split()[1] == "after"
-    assert int(growth) < 40_000
+    assert int(growth) < 20_000
