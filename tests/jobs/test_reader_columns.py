@@ -149,6 +149,18 @@ def test_dictionary_is_carried_as_its_values(tmp_path: Path) -> None:
     assert [row.kept for row in read_rows(files)] == [("u",), (None,)]
 
 
+def test_dictionary_of_times_is_carried_without_loss(tmp_path: Path) -> None:
+    path = tmp_path / "in.arrow"
+    times = pa.array([1_700_000_000_123_456_789, None, 1], pa.timestamp("ns"))
+    table = pa.table({"text": ["a", "b", "c"], "x": times.dictionary_encode()})
+    with pa.ipc.new_file(path, table.schema) as writer:
+        writer.write_table(table)
+    columns = InputColumns(kept=("x",))
+    files = open_inputs([path], columns)
+    (field,) = kept_fields(files, columns)
+    assert pa.array([row.kept[0] for row in read_rows(files)], field.type).equals(times)
+
+
 def test_type_that_parquet_does_not_know_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "in.arrow"
     interval = pa.array([(1, 2, 3)], pa.month_day_nano_interval())

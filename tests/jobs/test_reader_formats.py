@@ -130,7 +130,8 @@ def test_row_groups_before_the_row_are_not_read(tmp_path: Path) -> None:
     content = path.read_bytes()
     path.write_bytes(content[:4] + b"\xff" * (start - 4) + content[start:])
     (file,) = open_inputs([path])
-    assert [row.text for row in file.rows(0, 2500)] == [f"text {i}" for i in range(2500, 3000)]
+    for skip in (2000, 2500):
+        assert [row.text for row in file.rows(0, skip)] == [f"text {i}" for i in range(skip, 3000)]
     with pytest.raises(InputError):
         list(file.rows(0, 1999))
 

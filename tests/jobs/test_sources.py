@@ -61,6 +61,8 @@ def test_outputs_of_jobs_are_no_inputs(tiny: padless.Encoder, tmp_path: Path) ->
     assert found(data, data) == ["in.txt"]
     summary = embed_files(tiny, [data], data / "out", overwrite=True)
     assert summary.rows == 1
+    touch(data, "out/below/x.txt")
+    assert found(data, data) == ["in.txt"]
 
 
 def test_shards_of_a_job_named_itself_are_inputs(tiny: padless.Encoder, tmp_path: Path) -> None:
