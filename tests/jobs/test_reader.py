@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from padless.engine.jobs.inputs import csv_records
 from padless.engine.jobs.inputs.reader import open_inputs, read_rows
 from padless.engine.jobs.inputs.rows import Row
 
@@ -118,13 +119,19 @@ def test_plain_text_has_a_row_for_every_line(tmp_path: Path) -> None:
         "blank",
     ],
 )
-def test_csv_rows(tmp_path: Path, content: bytes, expected: list[str | None]) -> None:
+@pytest.mark.parametrize("long_record", [0, 1 << 20])
+def test_csv_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, expected: list[str | None], long_record: int
+) -> None:
+    monkeypatch.setattr(csv_records, "LONG_RECORD_CHARACTERS", long_record)
     path = tmp_path / "in.csv"
     path.write_bytes(content)
     assert texts(path) == expected
 
 
-def test_csv_reasons_name_the_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("long_record", [0, 1 << 20])
+def test_csv_reasons_name_the_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, long_record: int) -> None:
+    monkeypatch.setattr(csv_records, "LONG_RECORD_CHARACTERS", long_record)
     path = tmp_path / "in.csv"
     path.write_bytes(b'id,text\n1,"two\nlines"\n2\n\n3,"open\n4,\xff\n5,e\n')
     got = rows(path)

@@ -61,11 +61,12 @@ def test_csv_line_longer_than_the_limit_is_a_bad_row(tmp_path: Path, monkeypatch
 
 
 def test_quote_left_open_does_not_swallow_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(csv_records, "MAX_RECORD_BYTES", 100_000)
+    monkeypatch.setattr(csv_records, "MAX_RECORD_CHARACTERS", 100_000)
+    monkeypatch.setattr(csv_records, "LONG_RECORD_CHARACTERS", 1000)
     body = "".join(f"{number},text {number}\n" for number in range(10_000))
     (tmp_path / "in.csv").write_text(f'id,text\n7,"open\n{body}')
     first, *others = rows(tmp_path / "in.csv")
-    assert first.reason == ("line 2: malformed CSV (record longer than 100000 bytes, is a quote left open?)")
+    assert first.reason == ("line 2: malformed CSV (record longer than 100000 characters, is a quote left open?)")
     assert [row.text for row in others] == [f"text {number}" for number in range(10_000)]
 
 
@@ -80,12 +81,15 @@ def test_csv_of_ten_thousand_columns(tmp_path: Path, quote: str) -> None:
     got = rows(tmp_path / "in.csv", "column 9998")
     assert [row.text for row in got] == [str(row * 9998) if row != 7 else None for row in range(20)]
     assert got[7].reason == "line 9: found 9999 fields, expected 10000"
+    # The header line itself may be longer than what is a long record below it.
+    (tmp_path / "long.csv").write_text(",".join(f'"{name:>200}"' for name in names) + "\n" + "a," * 9_999 + "b\n")
+    assert [row.text for row in rows(tmp_path / "long.csv", f"{names[-1]:>200}")] == ["b"]
     with pytest.raises(InputError) as caught:
         rows(tmp_path / "in.csv", "no")
     assert str(caught.value).endswith("column 48, column 49 and 9950 more")
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(
     st.integers(1, 3).flatmap(
         lambda width: st.lists(
@@ -100,9 +104,10 @@ def test_csv_of_ten_thousand_columns(tmp_path: Path, quote: str) -> None:
     # Before Python 3.13 the writer leaves a line end bare that is not its own.
     st.sampled_from([(csv.QUOTE_MINIMAL, "\r\n"), *((csv.QUOTE_ALL, end) for end in ("\n", "\r\n", "\r"))]),
     st.sampled_from(",\t"),
+    st.sampled_from([0, csv_records.LONG_RECORD_CHARACTERS]),
 )
 def test_csv_written_by_the_standard_library_comes_back(
-    table: list[list[str]], dialect: tuple[int, str], delimiter: str
+    table: list[list[str]], dialect: tuple[int, str], delimiter: str, long: int
 ) -> None:
     quoting, end = dialect
     table = [[field.encode("utf-8", "replace").decode() for field in record] for record in table]
@@ -113,7 +118,21 @@ def test_csv_written_by_the_standard_library_comes_back(
     records = CsvRecords(io.StringIO(sink.getvalue(), newline=""), delimiter)
     assert records.header == header
     wanted = list(range(width))[::-1]
-    assert [fields for _, fields in records.records(wanted)] == [record[::-1] for record in table]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(csv_records, "LONG_RECORD_CHARACTERS", long)
+        assert [fields for _, fields in records.records(wanted)] == [record[::-1] for record in table]
+
+
+def test_csv_document_of_many_lines(tmp_path: Path) -> None:
+    """Long enough for the reader of long records, and for several of its blocks."""
+    document = "".join(f'line {number}, "quoted"\r\n' for number in range(60_000))
+    with (tmp_path / "in.csv").open("w", newline="") as handle:
+        csv.writer(handle).writerows(
+            [["n", "text"], ["1", document], ["2", "short"], [document, "b"], ["4"], ["5", "c"]]
+        )
+    got = rows(tmp_path / "in.csv")
+    assert [row.text for row in got] == [document, "short", "b", None, "c"]
+    assert got[3].reason == "line 120005: found 1 fields, expected 2"
 
 
 @pytest.mark.parametrize("name", ["in.txt", "in.jsonl", "in.csv"])

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from itertools import chain
 from typing import TextIO
+
+from .csv_scanner import Blocks, CsvScanner
 
 __all__ = ["CsvRecords"]
 
 MAX_LINE_CHARACTERS = 1 << 27
 """A longer line is a bad record, and passed over in pieces."""
 
-MAX_RECORD_BYTES = 1 << 28
-"""What the lines of one record may take in memory; a quote left open would else swallow the whole file."""
+MAX_RECORD_CHARACTERS = 1 << 28
+"""A longer record is a bad one; a quote left open would else swallow the whole file."""
 
-_LINE_OVERHEAD_BYTES = 64
+LONG_RECORD_CHARACTERS = 1 << 20
+"""From here on `CsvScanner` reads the record."""
+
 _DROPPED_CHARACTERS = 1 << 20
 _BYTE_ORDER_MARK = "\ufeff"
 
@@ -40,7 +46,7 @@ class CsvRecords:
         self._lines = _Lines(handle)
         self._delimiter = delimiter
         # The limit is one of the whole process and 128 KiB by default; a document may be longer.
-        csv.field_size_limit(max(csv.field_size_limit(), MAX_RECORD_BYTES))
+        csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE_CHARACTERS))
         self.header: list[str] = []
         while not self.header:
             try:
@@ -50,6 +56,7 @@ class CsvRecords:
             except csv.Error as error:
                 raise ValueError(str(error)) from error
             self._lines.accept()
+        self._lines.is_header = False
 
     @property
     def line_number(self) -> int:
@@ -81,18 +88,45 @@ class CsvRecords:
         """Yield the record that begins with this line."""
         lines = self._lines
         try:
-            record = next(csv.reader(chain((first,), lines), delimiter=self._delimiter, strict=True))
+            count, fields = self._short(first, wanted) or self._long(wanted)
         except csv.Error as error:
             yield lines.reject(), f"malformed CSV ({error})"
             return
-        if len(record) != len(self.header):
+        if count != len(self.header):
             # A quote left open may have swallowed the lines that follow: give them back.
-            yield lines.reject(), self._wrong_count(len(record))
+            yield lines.reject(), self._wrong_count(count)
         else:
-            yield lines.accept(), [record[position] for position in wanted]
+            yield lines.accept(), fields
+
+    def _short(self, first: str, wanted: Sequence[int]) -> tuple[int, list[str]] | None:
+        """Number of fields and the wanted ones, or None for a long record."""
+        if self._lines.is_long:
+            return None
+        try:
+            record = next(csv.reader(chain((first,), self._lines), delimiter=self._delimiter, strict=True))
+        except _LongRecordError:
+            return None
+        is_whole = len(record) == len(self.header)
+        return len(record), [record[position] for position in wanted] if is_whole else []
+
+    def _long(self, wanted: Sequence[int]) -> tuple[int, list[str]]:
+        scanner = CsvScanner(self._delimiter, wanted)
+        with closing(self._lines.again()) as lines:
+            for line in lines:
+                if scanner.take(line):
+                    return scanner.count, scanner.fields() if scanner.count == len(self.header) else []
+        raise csv.Error("unexpected end of data")
 
     def _wrong_count(self, found: int) -> str:
         return f"found {found} fields, expected {len(self.header)}"
+
+
+class _LongRecordError(csv.Error):
+    """The record is too long for `csv.reader`."""
+
+
+class _Block(str):
+    """Several lines in one string."""
 
 
 class _Lines:
@@ -105,9 +139,16 @@ class _Lines:
         self._handle = handle
         self._given_back: deque[str] = deque()
         self._record: list[str] = []
-        self._record_bytes = 0
+        self._lines_in_record = 0
+        self._characters = 0
         self._is_first = True
+        self.is_header = True
         self.used = 0
+
+    @property
+    def is_long(self) -> bool:
+        """Whether the current record, no header line, is one for `again`."""
+        return not self.is_header and self._characters > LONG_RECORD_CHARACTERS
 
     def __iter__(self) -> _Lines:
         return self
@@ -118,21 +159,60 @@ class _Lines:
             raise StopIteration
         if not line:
             raise csv.Error(f"line longer than {MAX_LINE_CHARACTERS} characters")
-        if self._record_bytes > MAX_RECORD_BYTES:
-            raise csv.Error(f"record longer than {MAX_RECORD_BYTES} bytes, is a quote left open?")
+        if self.is_long:
+            raise _LongRecordError
         return line
+
+    def again(self) -> Generator[str, None, None]:
+        """The lines of the current record from its first, and those that follow, kept in blocks.
+
+        Raises:
+            csv.Error: if the record grows too long.
+        """
+        self._given_back.extendleft(reversed(self._record))
+        self._characters = self._lines_in_record = 0
+        self._record.clear()
+        kept = Blocks()
+        try:
+            while (line := self.take()) is not None:
+                if len(self._record) > 1 and line:
+                    kept.append(self._record.pop())
+                if not line:
+                    raise csv.Error(f"line longer than {MAX_LINE_CHARACTERS} characters")
+                if self._characters > MAX_RECORD_CHARACTERS:
+                    raise csv.Error(f"record longer than {MAX_RECORD_CHARACTERS} characters, is a quote left open?")
+                yield line
+        finally:
+            # The first line stays by itself: it may be the only one that is used.
+            self._record[1:1] = map(_Block, kept.close())
 
     def take(self) -> str | None:
         """The next line, as one of the current record, or None at the end."""
-        if self._given_back:
+        line = self._given_back.popleft() if self._given_back else self._read()
+        if isinstance(line, _Block):
+            self._given_back.extendleft(reversed(list(io.StringIO(line, newline=""))))
             line = self._given_back.popleft()
-        else:
-            line = self._read()
-            if line is None:
-                return None
-        self._record.append(line)
-        self._record_bytes += len(line) + _LINE_OVERHEAD_BYTES
+        if line is not None:
+            self._record.append(line)
+            self._lines_in_record += 1
+            self._characters += len(line)
         return line
+
+    def accept(self) -> int:
+        """Take all lines of the current record as used; return the number of its first line."""
+        return self._advance(self._lines_in_record)
+
+    def reject(self) -> int:
+        """Take only the first line of the current record as used and give the others back; return its number."""
+        self._given_back.extendleft(reversed(self._record[1:]))
+        return self._advance(1)
+
+    def _advance(self, lines: int) -> int:
+        first = self.used + 1
+        self.used += lines
+        self._record.clear()
+        self._characters = self._lines_in_record = 0
+        return first
 
     def _read(self) -> str | None:
         line = self._handle.readline(MAX_LINE_CHARACTERS + 1)
@@ -145,19 +225,3 @@ class _Lines:
         while line and not line.endswith(("\n", "\r")):
             line = self._handle.readline(_DROPPED_CHARACTERS)
         return ""
-
-    def accept(self) -> int:
-        """Take all lines of the current record as used; return the number of its first line."""
-        return self._advance(len(self._record))
-
-    def reject(self) -> int:
-        """Take only the first line of the current record as used and give the others back; return its number."""
-        self._given_back.extendleft(reversed(self._record[1:]))
-        return self._advance(1)
-
-    def _advance(self, lines: int) -> int:
-        first = self.used + 1
-        self.used += lines
-        self._record.clear()
-        self._record_bytes = 0
-        return first
