@@ -145,6 +145,15 @@ def test_csv_reasons_name_the_line(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert [row.file_row for row in got] == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("long_record", [0, 1 << 20])
+def test_csv_closing_quote_ends_its_field(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, long_record: int) -> None:
+    """What follows it is no delimiter, even where the number of fields would then be right."""
+    monkeypatch.setattr(csv_records, "LONG_RECORD_CHARACTERS", long_record)
+    path = tmp_path / "in.csv"
+    path.write_text('id,text,n\n1,"a",1\n2,"b"x3\n3,"c",3\n')
+    assert [row.reason for row in rows(path)] == ["", "line 3: malformed CSV (',' expected after '\"')", ""]
+
+
 def test_csv_field_longer_than_the_default_limit(tmp_path: Path) -> None:
     path = tmp_path / "in.csv"
     path.write_text("text\n" + "x" * 1_000_003 + "\nshort\n")
