@@ -21,11 +21,11 @@ import pyarrow as pa
 from ..errors import OptionError
 from .durable import append_durably
 from .errors_file import RowRecord, append_records, record_of
+from .inputs.input_file import InputFile
+from .inputs.reader import id_type, open_inputs, read_rows
 from .layout import ERRORS, SHARDS, check_output, claim_output, part_name
 from .manifest import ShardRecord, append_shard, describe_inputs, fingerprint_model, write_manifest, write_summary
 from .progress import Progress, padding_avoided
-from .reader import id_type, open_inputs, read_rows
-from .rows import InputFile
 from .windows import WINDOW_CHARACTERS, WINDOW_ROWS, Window, cut_windows
 from .writer import ShardWriter, shard_schema
 

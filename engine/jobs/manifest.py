@@ -18,8 +18,8 @@ from pathlib import Path
 
 from ..errors import JobError
 from .durable import append_durably, write_durably
+from .inputs.input_file import InputFile
 from .layout import MANIFEST, SHARDS, SUMMARY
-from .rows import InputFile
 
 __all__ = [
     "SCHEMA",

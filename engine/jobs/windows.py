@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from .rows import Row
+from .inputs.rows import Row
 
 __all__ = ["WINDOW_CHARACTERS", "WINDOW_ROWS", "Window", "cut_windows"]
 

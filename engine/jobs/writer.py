@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .durable import commit, temporary, writing
-from .rows import Row
+from .inputs.rows import Row
 
 __all__ = ["ShardWriter", "shard_schema"]
 

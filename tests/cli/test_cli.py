@@ -107,7 +107,7 @@ def test_several_inputs(padless: Padless, tmp_path: Path, model: Path) -> None:
         ("embed in.txt out -m m --truncate-dim 0", "'--truncate-dim'"),
         ("embed in.txt out -m m --id-column x", "in.txt: no column 'x'; a plain text file has no columns"),
         ("embed no.txt out -m m", "no.txt: no such file"),
-        ("embed . out -m m", ".: is a folder, expected a file"),
+        ("embed empty out -m m", "empty: no file in this folder has a known suffix (.parquet, "),
         ("embed in.doc out -m m", "in.doc: suffix '.doc', expected one of .parquet"),
         ("embed in.csv out -m m --text-column body", "in.csv: no column 'body'; columns found: n, text"),
         ("embed broken.parquet out -m m", "broken.parquet: not a readable Parquet file"),

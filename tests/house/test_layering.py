@@ -66,7 +66,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "tasks": ("engine.tasks", "engine.tasks.*"),
     "loading": ("engine.loading", "engine.pipelines"),
     "warmup": ("engine.compilations", "engine.warmup"),
-    "jobs": ("engine.jobs", "engine.jobs.*"),
+    "jobs": ("engine.jobs", "engine.jobs.**"),
     "convert": ("engine.convert", "engine.convert.*"),
     "public": ("", "__main__", "engine"),
     "search": (

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 
 import padless
 from padless.engine.jobs.embed import EmbedOptions, Summary, embed_files
+from padless.engine.jobs.inputs.rows import Row
 from padless.engine.jobs.manifest import fingerprint_model, read_shards
-from padless.engine.jobs.rows import Row
 from padless.engine.jobs.windows import cut_windows
 
 TEXTS = [
