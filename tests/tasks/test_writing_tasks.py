@@ -214,14 +214,13 @@ def test_nothing_is_logged_for_plain_calls(continuer: Any, caplog: pytest.LogCap
     assert not caplog.records
 
 
-@pytest.mark.parametrize("beams", [1, 2])
-def test_a_text_for_which_the_model_has_no_numbers_costs_itself_only(mt5: Path, beams: int) -> None:
+def test_a_text_for_which_the_model_has_no_numbers_costs_itself_only(mt5: Path) -> None:
     """A piece's embedding is NaN: what holds the piece has no answer, its neighbours have theirs."""
     task = padless.load(mt5, dtype="float32")
-    options: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False, "num_beams": beams}
+    options: dict[str, Any] = {"max_new_tokens": 4, **GREEDY}
     spelt = {text: set(task.loaded.spelling(text).input_ids) for text in ("valley", "moon river", "the sun")}
     bad = min(spelt["valley"] - spelt["moon river"] - spelt["the sun"])
-    options["bad_words_ids"] = [[bad]]  # no answer may hold it either
+    options["bad_words_ids"] = [[bad]]  # the head is tied: its logit is NaN too, and no answer may hold it
     given = ["moon river", "valley of", "the sun", "valley"]
     assert [bad in task.loaded.spelling(text).input_ids for text in given] == [False, True, False, True]
     before = task(["moon river", "the sun"], **options)
