@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 __all__ = ["not_finite"]
 
@@ -31,6 +30,8 @@ def _marks(column: pa.Array) -> np.ndarray:
         inner = _marks(column.flatten())
         marks = np.any(inner.reshape(len(column), kind.list_size), axis=1) if len(column) else marks
     elif pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        import pyarrow.compute as pc  # takes its time to import, for columns that few tasks have
+
         parents = pc.call_function("list_parent_indices", [column]).to_numpy(zero_copy_only=False)
         marks[parents[_marks(column.flatten())]] = True
     elif pa.types.is_struct(kind):

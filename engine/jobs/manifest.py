@@ -209,7 +209,7 @@ def _digest(job: object) -> str:
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(path.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise JobError(f"{path}: cannot be read ({error.strerror})") from error

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 __all__ = ["Stages"]
 
-NOTICEABLE = 0.05
+NOTICEABLE = 0.1
 """A stage limits a job if the others wait for it for more than this part of the time."""
 
 
