@@ -100,7 +100,8 @@ def _shown(value: Any) -> str:
     if isinstance(value, list):
         return f"a list of {len(value)}"
     text = json.dumps(value)
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
+    # Of two paths the ends differ more often than the beginnings.
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 4]}...{text[-_SHOWN * 3 // 4 :]}"
 
 
 def _versions() -> dict[str, str]:

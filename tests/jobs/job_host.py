@@ -5,7 +5,8 @@
 Reads a request a line on stdin, JSON: `inputs`, `output`, `complaint` (a file for the error's line), and, if wanted,
 `rows_per_shard`, `threads`, `file_limit` (RLIMIT_FSIZE, bytes), `disk` (bytes of a file system of its own under
 `output`), `rescue` (where to copy that to before it vanishes), `kill_at` (end by SIGKILL before the so-manieth time a
-name in `output` is touched), `kill_after` (seconds) and `signal`, `no_privileges` (give up those of root). Answers with the fork's exit status, negative for a signal.
+name in `output` is touched), `kill_after` (seconds) and `signal`, `no_privileges` (give up those of root). Answers
+with the fork's exit status, negative for a signal.
 """
 
 from __future__ import annotations
