@@ -59,6 +59,7 @@ def test_full_disk_at_every_size(job_host: Any, text: Path, tmp_path: Path) -> N
     assert job_host.run([text], tmp_path / "unbroken", rows_per_shard=ROWS_PER_SHARD)[0] == 0
     expected = contents(tmp_path / "unbroken")
     refused: set[str] = set()
+    status = pages = 0
     for pages in range(1, 1000):
         out, mount = tmp_path / f"out-{pages}", tmp_path / f"mount-{pages}"
         mount.mkdir()

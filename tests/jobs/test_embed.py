@@ -183,7 +183,7 @@ def test_vector_that_is_not_finite_is_never_written(tiny_folder: Path, tmp_path:
     np.testing.assert_allclose(vectors_of(table), encoder.encode([texts[i] for i in (0, 2, 3)]), atol=1e-6, rtol=0)
     (record,) = records(tmp_path / "out")
     assert (record["row"], record["kind"]) == (1, "error")
-    assert record["reason"].startswith("the model's vector is not finite, nor is that of the eager")
+    assert str(record["reason"]).startswith("the model's vector is not finite, nor is that of the eager")
     assert (summary.results, summary.errors) == (3, 1)
 
 
