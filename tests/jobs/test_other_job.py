@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import padless
 from padless.engine.jobs.embedding import EmbeddingOptions, EmbeddingTask
@@ -228,10 +229,12 @@ def test_fixed_facts_come_from_the_first_run(tiny: padless.Encoder, text: Path, 
     manifest = json.loads(path.read_text())
     manifest["fixed"].update(token_budget=100, threads=3)
     path.write_text(json.dumps(manifest))
-    budget = tiny.token_budget
+    budget, threads, seen = tiny.token_budget, torch.get_num_threads(), []
+    watch = StopAfter(1, lambda: seen.append((tiny.token_budget, torch.get_num_threads())))
     try:
-        summary = run_job(EmbeddingTask(tiny), [text], begun, rows_per_shard=10)
-        assert (summary.token_budget, summary.threads, tiny.token_budget) == (100, 3, 100)
+        summary = run_job(EmbeddingTask(tiny), [text], begun, rows_per_shard=10, report=watch)
+        assert (seen, summary.token_budget, summary.threads) == ([(100, 3)], 100, 3)
+        assert torch.get_num_threads() == threads
     finally:
         tiny.token_budget = budget
 

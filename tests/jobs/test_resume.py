@@ -153,7 +153,8 @@ def test_torn_tails_are_cut_off(job_host: Any, tmp_path: Path) -> None:
     lines = (out / "shards.jsonl").read_bytes().splitlines(keepends=True)
     (out / "shards.jsonl").write_bytes(b"".join(lines[:2]) + lines[2][:-1])
     (out / "errors.jsonl").write_bytes(expected["errors.jsonl"] + b'{"file": "in')
-    (out / "part-00003.parquet.tmp").write_bytes(b"PAR1")
+    (out / "part-00007.parquet.tmp").write_bytes(b"PAR1")
+    (out / "part-00008.parquet").write_bytes(expected["part-00000.parquet"])
     assert job_host.run([text], out, **job) == (0, "")
     assert contents(out) == expected
     assert json.loads((out / "summary.json").read_text())["shards_resumed"] == 2
