@@ -246,9 +246,15 @@ class Encoder:
             first += len(window)
 
     def _of_texts(
-        self, rows: list[Any], tokenizer: Tokenizer, prompt: str, options: EncodeOptions, stats: EncodeStats, done: Done,
+        self,
+        rows: list[Any],
+        tokenizer: Tokenizer,
+        prompt: str,
+        options: EncodeOptions,
+        stats: EncodeStats,
+        done: Done,
         on_truncated: Callable[[int], None] | None,
-    ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Vectors of the precision, and bool `[rows]`: which are finite."""
         quantiser = options.quantiser()
         # What does not depend on the other vectors is never held in fp32.
