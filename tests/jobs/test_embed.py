@@ -206,7 +206,10 @@ def test_manifest_states_the_job(tiny: padless.Encoder, tmp_path: Path) -> None:
     assert job["model"]["blake2b"] == fingerprint_model(tiny.folder)
     assert (job["text_column"], job["id_column"], job["rows_per_shard"]) == ("body", "n", 7)
     assert job["columns"] == {"embedding": "fixed_size_list<element: float not null>[20]"}
-    options = {"prompt_name": None, "normalize_embeddings": True, "truncate_dim": 20, "max_seq_length": 64}
+    options = {
+        **{"prompt_name": None, "normalize_embeddings": True, "truncate_dim": 20, "max_seq_length": 64},
+        **{"precision": "float32", "long_texts": "truncate", "overlap": 0, "aggregate": "mean"},
+    }
     assert (job["task"], job["options"]) == ("embedding", options)
     fixed = manifest["fixed"]
     assert (fixed["dtype"], fixed["token_budget"]) == ("float32", tiny.token_budget)
