@@ -179,6 +179,14 @@ def test_what_predict_returns(folder: Path, task: Any, pairs: list[tuple[str, st
     assert task.predict([]).shape == (0,)
 
 
+def test_options_may_be_set_for_every_call(folder: Path, task: Any, pairs: list[tuple[str, str]]) -> None:
+    own = ours(folder)
+    own.defaults = {"activation_fn": "identity", "top_k": 2}
+    assert own.rank("a", ["b", "c", "d"]) == task.rank("a", ["b", "c", "d"], activation_fn="identity", top_k=2)
+    expected = task.predict(pairs[:5], activation_fn="identity")
+    np.testing.assert_allclose(own.predict(pairs[:5]), expected, rtol=0, atol=1e-6)
+
+
 def test_long_pairs_are_counted_or_refused(task: Any, long_texts: list[str]) -> None:
     stats = EncodeStats()
     task({"query": "a", "documents": ["short", long_texts[0]]}, stats=stats)
