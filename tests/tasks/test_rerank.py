@@ -74,7 +74,7 @@ def test_scores_are_those_of_a_cross_encoder(
 def test_documents_are_ranked_as_by_a_cross_encoder(
     folder: Path, task: Any, texts: list[str], long_texts: list[str]
 ) -> None:
-    reference, documents = theirs(folder), texts + long_texts
+    reference, documents = theirs(folder), texts[20:] + long_texts[:4]
     for query in (texts[3], "", long_texts[0]):
         calls: list[dict[str, Any]] = [{}, {"top_k": 3}, {"top_k": 999, "return_documents": True}]
         for options in calls:
