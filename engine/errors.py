@@ -11,7 +11,9 @@ __all__ = [
     "ConfigError",
     "InputError",
     "JobError",
+    "MemoryLimitError",
     "ModelNotFoundError",
+    "NotFiniteError",
     "OptionError",
     "PadlessError",
     "TokenizerError",
@@ -47,9 +49,28 @@ class InputError(PadlessError):
     """The data handed in cannot be read: file, column or row."""
 
 
+class NotFiniteError(InputError):
+    """The model gave NaN or infinity for an input; in fp32 the same input may have a result."""
+
+
 class OptionError(PadlessError):
     """An argument of a public call or a flag of the command line is out of range."""
 
 
 class JobError(PadlessError):
     """A job cannot start or go on: its output folder is unusable or belongs to another job."""
+
+
+class MemoryLimitError(PadlessError):
+    """A text does not fit in the device's memory, not even in a batch of its own.
+
+    Attributes:
+        row: which of the texts handed in.
+    """
+
+    def __init__(self, row: int, tokens: int, reason: str) -> None:
+        super().__init__(row, tokens, reason)
+        self.row, self.tokens, self.reason = row, tokens, reason
+
+    def __str__(self) -> str:
+        return f"row {self.row}: out of memory with its {self.tokens:,} tokens alone ({self.reason})"

@@ -14,11 +14,24 @@ from .options import GenerationOptions
 from .processors import process, processors
 from .running import Running
 
-__all__ = ["Choice", "Written", "likeliest", "write"]
+__all__ = ["Choice", "NoTokenLeftError", "Written", "likeliest", "write"]
 
 Choice = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Scores `[rows, vocab]`, and int64 `[rows]` on the host, the sequence each row belongs to, to tokens int64 `[rows]`
 and whether each is one that may be chosen, bool `[rows]`."""
+
+
+class NoTokenLeftError(OptionError):
+    """A prompt that cannot go on: the options forbid every token, or the model's logits are no numbers.
+
+    Attributes:
+        prompt: its number.
+    """
+
+    def __init__(self, prompt: int, step: int) -> None:
+        reason = "the options forbid all, or the model gives no numbers"
+        super().__init__(f"generate: prompt {prompt}, step {step}: no token is left; {reason}")
+        self.prompt = prompt
 
 
 @dataclass(frozen=True)
@@ -119,6 +132,5 @@ def in_full(scores: Tensor, rows: Tensor, total: int) -> Tensor:
 
 
 def refuse(prompt: int, step: int) -> None:
-    """Raise OptionError for a prompt that cannot go on."""
-    reason = "the options forbid all, or the model gives no numbers"
-    raise OptionError(f"generate: prompt {prompt}, step {step}: no token is left; {reason}")
+    """Raise NoTokenLeftError for a prompt that cannot go on."""
+    raise NoTokenLeftError(prompt, step)

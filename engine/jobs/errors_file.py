@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from .durable import append_durably
-from .rows import Row
+from .inputs.rows import Row
 
 __all__ = ["RowRecord", "append_records", "record_of"]
 

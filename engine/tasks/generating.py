@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-import torch
+import numpy as np
 
-from ..errors import OptionError
-from ..generate.generate import Generated
+from ..batch import PackedBatch, TokenizedTexts, pack
+from ..errors import InputError, NotFiniteError, OptionError
+from ..generate.greedy import NoTokenLeftError
 from ..generate.options import GenerationOptions
 from ..generate.rules import FOR_SAMPLING
 
-__all__ = ["WritingOptions", "rows_of_texts", "writing_options"]
+__all__ = ["WritingOptions", "writing_options", "written_rows"]
 
 
 @dataclass(frozen=True)
@@ -79,18 +80,42 @@ def writing_options(model: Any, task: str, defaults: Mapping[str, Any], *given: 
     return WritingOptions(**own, generate=generate)
 
 
-def rows_of_texts(written: Generated, texts: int, rows: torch.Tensor, before: int = 0) -> Sequence[list[list[int]]]:
-    """The ids of each text's sequences, without padding.
+def written_rows(
+    model: Any, batch: PackedBatch, options: WritingOptions, *, starts: bool
+) -> list[list[list[int]] | InputError]:
+    """The ids of each text's sequences, without padding; a NotFiniteError for a text that nothing can be written about.
 
     Args:
-        written: of a batch.
-        texts: in the batch.
-        rows: int64 `[sequences, longest]`, those of `written` that are wanted.
-        before: tokens that stand in front of the new ones.
+        model: that generates.
+        batch: texts or prompts.
+        options: of the call.
+        starts: whether the start token of a decoder stands in front of the ids.
     """
-    if not texts:
-        return []
-    assert written.lengths is not None
-    ids = [row[: length + before] for row, length in zip(rows.tolist(), written.lengths.tolist(), strict=True)]
-    copies = len(ids) // texts
-    return [ids[start : start + copies] for start in range(0, len(ids), copies)]
+    places = list(range(len(batch)))
+    found: list[list[list[int]] | InputError] = [[] for _ in places]
+    while places:
+        part = batch if len(places) == len(batch) else _only(batch, places)
+        try:
+            written = model.generate(part, **options.generate, return_dict_in_generate=True)
+        except NoTokenLeftError as error:
+            # The others are begun anew without it: none of them is to bear its neighbour's fault.
+            found[places.pop(error.prompt)] = NotFiniteError(str(error))
+            continue
+        rows, before = (written.sequences, 1) if starts else (written.new_tokens, 0)
+        lengths = written.lengths.tolist()
+        ids = [row[: length + before] for row, length in zip(rows.tolist(), lengths, strict=True)]
+        copies = len(ids) // len(places)
+        for number, place in enumerate(places):
+            found[place] = ids[number * copies : (number + 1) * copies]
+        break
+    return found
+
+
+def _only(batch: PackedBatch, places: list[int]) -> PackedBatch:
+    """Some of the texts."""
+    lengths = batch.lengths.tolist()
+    edges = np.concatenate([[0], np.cumsum(lengths)])
+    tokens = TokenizedTexts(
+        batch.input_ids.cpu().numpy(), np.asarray(lengths, dtype=np.int32), None, edges[1:] < 0, edges[1:] < 0
+    )
+    return pack(tokens, np.asarray(places), batch.input_ids.device)

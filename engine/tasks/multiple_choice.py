@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..batch import PackedBatch
-from ..errors import InputError
+from ..errors import InputError, NotFiniteError
 from .long_texts import tokenise_texts
 from .options import one_of
 from .pieces import Pieces
@@ -79,7 +79,7 @@ class MultipleChoice(Task[Question, ChoiceOptions]):
         """The most likely choice, the first of several that are equal."""
         logits = np.asarray(scores, dtype=np.float64)
         if not np.isfinite(logits).all():
-            raise InputError("the model gave NaN or infinity; expected finite scores")
+            raise NotFiniteError("the model gave NaN or infinity; expected finite scores")
         raised = np.exp(logits - logits.max())
         chances = (raised / raised.sum()).tolist()
         best = int(logits.argmax())

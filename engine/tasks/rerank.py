@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..batch import PackedBatch
 from ..cross_encoder_folder import CrossEncoderFolder, read_cross_encoder_folder
-from ..errors import InputError, OptionError
+from ..errors import InputError, NotFiniteError, OptionError
 from ..pooling import ACTIVATIONS
 from .long_texts import tokenise_texts
 from .options import at_least, one_of, read_options
@@ -186,7 +186,7 @@ class Rerank(Task[Ranking, PredictOptions]):
         """The ranking, or for `predict` float32 `[documents, labels]`."""
         for document, score in enumerate(scores):
             if not np.isfinite(score).all():
-                raise InputError(f"document {document}: the model gave NaN or infinity; expected finite scores")
+                raise NotFiniteError(f"document {document}: the model gave NaN or infinity; expected finite scores")
         if not isinstance(options, RerankOptions):
             return np.stack(scores)
         numbers = [float(score[0]) for score in scores]

@@ -15,8 +15,9 @@ from ..stream import EncodeStats
 
 __all__ = ["Score", "run_pieces"]
 
-Score = Callable[[PackedBatch], Sequence[Any]]
-"""A batch on the host to one value for each of its texts, on the host; called from several threads at once."""
+Score = Callable[[PackedBatch, np.ndarray], Sequence[Any]]
+"""A batch on the host, and the numbers of the pieces it is made of, to one value for each, on the host; called from
+several threads at once."""
 
 
 def run_pieces(
@@ -46,7 +47,7 @@ def run_pieces(
     def run(chosen: np.ndarray) -> tuple[np.ndarray, Sequence[Any], float]:
         begin = time.perf_counter()
         with torch.no_grad():
-            found = score(pack(tokens, chosen))
+            found = score(pack(tokens, chosen), chosen)
         return chosen, found, time.perf_counter() - begin
 
     total = int(tokens.lengths.sum())

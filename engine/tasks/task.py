@@ -11,9 +11,11 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -121,9 +123,15 @@ class Task(ABC, Generic[Item, Options]):
     def tokenise(self, items: Sequence[Item], options: Options) -> tuple[Pieces, dict[int, InputError]]:
         """Pieces of the items, and what is wrong with those that have none."""
 
-    @abstractmethod
     def score(self, batch: PackedBatch, options: Options) -> Sequence[Any]:
-        """Run the model on a batch that is on its device: a value on the host for each piece."""
+        """Run the model on a batch that is on its device: a value on the host for each piece, or an InputError in place
+        of one that does not exist.
+        """
+        raise NotImplementedError(f"{type(self).__name__} defines neither score nor score_pieces")
+
+    def score_pieces(self, batch: PackedBatch, pieces: Pieces, chosen: np.ndarray, options: Options) -> Sequence[Any]:
+        """In place of `score`, for a task that has to know which pieces a batch has: `chosen`, int64 `[batch]`."""
+        return self.score(batch, options)
 
     @abstractmethod
     def answer(self, item: Item, place: int, pieces: Pieces, scores: Sequence[Any], options: Options) -> Any:
@@ -218,7 +226,7 @@ class Task(ABC, Generic[Item, Options]):
             first += len(window)
             scores = run_pieces(
                 pieces.tokens,
-                lambda batch: self.score(batch.to(self.loaded.device), options),
+                partial(self._scored, pieces, options),
                 workers=self._workers,
                 device=self.loaded.device,
                 token_budget=self.loaded.token_budget,
@@ -227,11 +235,15 @@ class Task(ABC, Generic[Item, Options]):
                 on_batch=on_batch,
             )
             for place, item in enumerate(window):
-                own = pieces.of(place)
+                found = scores[pieces.of(place).start : pieces.of(place).stop]
+                fault = faults.get(place) or next((score for score in found if isinstance(score, InputError)), None)
                 try:
-                    yield faults.get(place) or self.answer(item, place, pieces, scores[own.start : own.stop], options)
+                    yield fault or self.answer(item, place, pieces, found, options)
                 except InputError as error:
                     yield error
+
+    def _scored(self, pieces: Pieces, options: Options, batch: PackedBatch, chosen: np.ndarray) -> Sequence[Any]:
+        return self.score_pieces(batch.to(self.loaded.device), pieces, chosen, options)
 
     def _tokenised(
         self, items: Iterator[Item], options: Options

@@ -9,10 +9,10 @@ import torch
 
 from ..batch import PackedBatch
 from ..errors import InputError
-from .generating import WritingOptions, rows_of_texts, writing_options
+from .generating import WritingOptions, writing_options, written_rows
 from .pieces import Pieces, pieces_of_encodings
 from .task import Task
-from .text_inputs import described
+from .text_inputs import read_single_texts
 
 __all__ = ["Summarization", "Text2TextGeneration"]
 
@@ -39,7 +39,7 @@ class Text2TextGeneration(Task[str, WritingOptions]):
 
     def read(self, inputs: Any, others: Mapping[str, Any]) -> tuple[list[str], bool]:
         """A text, or a list of texts."""
-        return read_prompts(inputs)
+        return read_single_texts(inputs)
 
     def tokenise(self, items: Sequence[str], options: WritingOptions) -> tuple[Pieces, dict[int, InputError]]:
         """A piece of each text; one without a token cannot be read."""
@@ -57,10 +57,9 @@ class Text2TextGeneration(Task[str, WritingOptions]):
         empty = {row: InputError("no token to read") for row, encoding in enumerate(encodings) if not len(encoding)}
         return pieces_of_encodings(encodings, range(len(items)), types=False, truncated=cut), empty
 
-    def score(self, batch: PackedBatch, options: WritingOptions) -> Sequence[list[list[int]]]:
+    def score(self, batch: PackedBatch, options: WritingOptions) -> Sequence[list[list[int]] | InputError]:
         """The ids that are written about each text, the start token in front."""
-        written = self.loaded.model.generate(batch, **options.generate, return_dict_in_generate=True)
-        return rows_of_texts(written, len(batch), written.sequences, before=1)
+        return written_rows(self.loaded.model, batch, options, starts=True)
 
     def answer(
         self, item: str, place: int, pieces: Pieces, scores: Sequence[list[list[int]]], options: WritingOptions
@@ -84,20 +83,3 @@ class Summarization(Text2TextGeneration):
 
     name: ClassVar[str] = "summarization"
     written: ClassVar[str] = "summary"
-
-
-def read_prompts(inputs: Any) -> tuple[list[str], bool]:
-    """Texts of a call, and whether it was called with a single one.
-
-    Raises:
-        InputError: an input is no string; names the row.
-    """
-    if isinstance(inputs, str):
-        return [inputs], True
-    if isinstance(inputs, bytes | Mapping) or not hasattr(inputs, "__iter__"):
-        raise InputError(f"inputs: expected a text or a list of texts, got {described(inputs)}")
-    items = list(inputs)
-    for row, item in enumerate(items):
-        if not isinstance(item, str):
-            raise InputError(f"row {row}: expected a string, got {described(item)}")
-    return items, False

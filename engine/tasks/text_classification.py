@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..batch import PackedBatch
-from ..errors import InputError
+from ..errors import InputError, NotFiniteError
 from .long_texts import LONG_TEXTS, Text, tokenise_texts
 from .options import at_least, one_of
 from .pieces import Pieces
@@ -92,7 +92,7 @@ class TextClassification(Task[Text, ClassificationOptions]):
         """The labels by their scores."""
         whole = np.stack(scores)
         if not np.isfinite(whole).all():
-            raise InputError("the model gave NaN or infinity; expected finite scores")
+            raise NotFiniteError("the model gave NaN or infinity; expected finite scores")
         if options.aggregate == "each" and options.long_texts == "chunk":
             return [self._labels(row, options) for row in whole]
         return self._labels(whole.max(axis=0) if options.aggregate == "max" else whole.mean(axis=0), options)

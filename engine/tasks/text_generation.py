@@ -10,10 +10,10 @@ import numpy as np
 from ..batch import PackedBatch, TokenizedTexts
 from ..errors import InputError
 from ..generate.options import GenerationOptions
-from .generating import WritingOptions, rows_of_texts, writing_options
+from .generating import WritingOptions, writing_options, written_rows
 from .pieces import Pieces, pieces_of_texts
 from .task import Task
-from .text2text_generation import read_prompts
+from .text_inputs import read_single_texts
 
 __all__ = ["TextGeneration"]
 
@@ -36,7 +36,7 @@ class TextGeneration(Task[str, WritingOptions]):
 
     def read(self, inputs: Any, others: Mapping[str, Any]) -> tuple[list[str], bool]:
         """A prompt, or a list of prompts."""
-        return read_prompts(inputs)
+        return read_single_texts(inputs)
 
     def tokenise(self, items: Sequence[str], options: WritingOptions) -> tuple[Pieces, dict[int, InputError]]:
         """A piece of each prompt that leaves room for an answer."""
@@ -63,11 +63,9 @@ class TextGeneration(Task[str, WritingOptions]):
         cut = np.fromiter((len(a) < len(b) for a, b in zip(rows, found, strict=True)), dtype=bool, count=len(rows))
         return pieces_of_texts(TokenizedTexts(whole, sizes, None, cut, np.zeros(len(rows), dtype=bool))), faults
 
-    def score(self, batch: PackedBatch, options: WritingOptions) -> Sequence[list[list[int]]]:
+    def score(self, batch: PackedBatch, options: WritingOptions) -> Sequence[list[list[int]] | InputError]:
         """The ids that are written behind each prompt."""
-        written = self.loaded.model.generate(batch, **options.generate, return_dict_in_generate=True)
-        assert written.new_tokens is not None
-        return rows_of_texts(written, len(batch), written.new_tokens)
+        return written_rows(self.loaded.model, batch, options, starts=False)
 
     def answer(
         self, item: str, place: int, pieces: Pieces, scores: Sequence[list[list[int]]], options: WritingOptions

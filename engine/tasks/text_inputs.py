@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import InputError
 from .long_texts import Text
 
-__all__ = ["described", "read_grouped", "read_pairs", "read_texts"]
+__all__ = ["described", "read_grouped", "read_pairs", "read_single_texts", "read_texts"]
 
 
 def read_texts(inputs: Any) -> tuple[list[Text], bool]:
@@ -25,6 +25,19 @@ def read_texts(inputs: Any) -> tuple[list[Text], bool]:
     if isinstance(inputs, bytes) or not hasattr(inputs, "__iter__"):
         raise InputError(f"inputs: expected a text, a pair, or a list of them, got {described(inputs)}")
     return [_read_text(value, f"row {row}: ") for row, value in enumerate(inputs)], False
+
+
+def read_single_texts(inputs: Any) -> tuple[list[str], bool]:
+    """As `read_texts`, for tasks that have no pairs: a str, or an iterable of them."""
+    if isinstance(inputs, str):
+        return [inputs], True
+    if isinstance(inputs, bytes | Mapping) or not hasattr(inputs, "__iter__"):
+        raise InputError(f"inputs: expected a text or a list of them, got {described(inputs)}")
+    rows = list(inputs)
+    for row, text in enumerate(rows):
+        if not isinstance(text, str):
+            raise InputError(f"row {row}: expected a string, got {described(text)}")
+    return rows, False
 
 
 def read_pairs(inputs: Any) -> tuple[list[tuple[str, str]], bool]:

@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from ..batch import PackedBatch
-from ..errors import InputError, OptionError
+from ..errors import InputError, NotFiniteError, OptionError
 from .long_texts import tokenise_texts
 from .options import one_of
 from .pieces import Pieces
@@ -119,7 +119,7 @@ class ZeroShotClassification(Task[str, ZeroShotOptions]):
         """The labels by their scores."""
         logits = np.stack(scores)
         if not np.isfinite(logits).all():
-            raise InputError("the model gave NaN or infinity; expected finite scores")
+            raise NotFiniteError("the model gave NaN or infinity; expected finite scores")
         labels = options.candidate_labels
         if options.multi_label or len(labels) == 1:
             chances = _softmax(logits, axis=1)[:, 1]

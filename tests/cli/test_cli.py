@@ -65,7 +65,7 @@ def test_embed(padless: Padless, tmp_path: Path, model: Path) -> None:
     first, figures, bad = done.stdout.splitlines()
     assert first == "2 vectors of 384 numbers, 1 shard(s) in out"
     assert "% padding avoided" in figures
-    assert bad == f"1 rows without a vector, 0 repaired: see {Path('out', 'errors.jsonl')}"
+    assert bad == f"1 rows without a result, 0 repaired: see {Path('out', 'errors.jsonl')}"
     table = pq.read_table(tmp_path / "out" / "part-00000.parquet")
     assert (table["row"].to_pylist(), table["n"].to_pylist()) == ([0, 2], ["1", "3"])
 
@@ -81,6 +81,7 @@ def test_embed_passes_every_option_on(padless: Padless, tmp_path: Path, model: P
         "prompt_name": "query",
         "normalize_embeddings": True,
         "truncate_dim": 100,
+        "max_seq_length": 256,
     }
     assert manifest["job"]["rows_per_shard"] == 2
     assert (manifest["fixed"]["dtype"], manifest["fixed"]["token_budget"]) == ("float32", 333)
@@ -107,7 +108,7 @@ def test_several_inputs(padless: Padless, tmp_path: Path, model: Path) -> None:
         ("embed in.txt out -m m --truncate-dim 0", "'--truncate-dim'"),
         ("embed in.txt out -m m --id-column x", "in.txt: no column 'x'; a plain text file has no columns"),
         ("embed no.txt out -m m", "no.txt: no such file"),
-        ("embed . out -m m", ".: is a folder, expected a file"),
+        ("embed empty out -m m", "empty: no file in this folder has a known suffix (.parquet, "),
         ("embed in.doc out -m m", "in.doc: suffix '.doc', expected one of .parquet"),
         ("embed in.csv out -m m --text-column body", "in.csv: no column 'body'; columns found: n, text"),
         ("embed broken.parquet out -m m", "broken.parquet: not a readable Parquet file"),
@@ -176,7 +177,17 @@ def test_second_run_on_the_same_folder(padless: Padless, tmp_path: Path, model: 
     (tmp_path / "in.txt").write_text("sun\n")
     call = ("embed", "in.txt", "out", "-m", model)
     assert padless(*call).returncode == 0
-    assert complaint(padless(*call)) == "out: already holds a job, expected an empty folder (or --overwrite)"
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    again = padless(*call)
+    assert (again.returncode, again.stderr) == (
+        0,
+        "padless: out: this job is finished already, nothing is left to do\n",
+    )
+    refused = "out: already holds a job, expected an empty folder, --resume or --overwrite"
+    assert complaint(padless(*call, "--no-resume")) == refused
+    line = complaint(padless(*call, "--normalize"))
+    assert line.startswith("out: holds another job: options.normalize_embeddings was false, now is true; expected the")
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
     assert padless(*call, "--overwrite").returncode == 0
 
 

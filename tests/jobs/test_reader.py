@@ -9,12 +9,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from padless.engine.jobs.reader import open_inputs, read_rows
-from padless.engine.jobs.rows import Row
+from padless.engine.jobs.inputs import csv_records
+from padless.engine.jobs.inputs.input_file import InputColumns
+from padless.engine.jobs.inputs.reader import open_inputs, read_rows
+from padless.engine.jobs.inputs.rows import Row
 
 
 def rows(path: Path, text_column: str = "text", id_column: str | None = None) -> list[Row]:
-    return list(read_rows(open_inputs([path], text_column, id_column)))
+    return list(read_rows(open_inputs([path], InputColumns(text_column, id=id_column))))
 
 
 def texts(path: Path) -> list[str | None]:
@@ -58,7 +60,7 @@ def test_lone_surrogate_is_repaired_and_reported(tmp_path: Path) -> None:
     path.write_text(r'{"text": "a\ud800b\udc00", "id": "\udfff"}' "\n" r'{"text": "\ud83d\ude00", "id": "x"}')
     repaired, pair = rows(path, id_column="id")
     assert (repaired.text, repaired.id, repaired.kind) == ("a\ufffdb\ufffd", "\ufffd", "repaired")
-    assert repaired.reason == ("text: 2 lone surrogates replaced by U+FFFD; id: 1 lone surrogates replaced by U+FFFD")
+    assert repaired.reason == ("id: 1 lone surrogates replaced by U+FFFD; text: 2 lone surrogates replaced by U+FFFD")
     assert (pair.text, pair.kind) == ("\U0001f600", "ok")
 
 
@@ -118,13 +120,19 @@ def test_plain_text_has_a_row_for_every_line(tmp_path: Path) -> None:
         "blank",
     ],
 )
-def test_csv_rows(tmp_path: Path, content: bytes, expected: list[str | None]) -> None:
+@pytest.mark.parametrize("long_record", [0, 1 << 20])
+def test_csv_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, expected: list[str | None], long_record: int
+) -> None:
+    monkeypatch.setattr(csv_records, "LONG_RECORD_CHARACTERS", long_record)
     path = tmp_path / "in.csv"
     path.write_bytes(content)
     assert texts(path) == expected
 
 
-def test_csv_reasons_name_the_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("long_record", [0, 1 << 20])
+def test_csv_reasons_name_the_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, long_record: int) -> None:
+    monkeypatch.setattr(csv_records, "LONG_RECORD_CHARACTERS", long_record)
     path = tmp_path / "in.csv"
     path.write_bytes(b'id,text\n1,"two\nlines"\n2\n\n3,"open\n4,\xff\n5,e\n')
     got = rows(path)
@@ -132,10 +140,19 @@ def test_csv_reasons_name_the_line(tmp_path: Path) -> None:
         "",
         "line 4: found 1 fields, expected 2",
         "line 6: malformed CSV (unexpected end of data)",
-        "line 7: invalid UTF-8",
+        "line 7: invalid UTF-8 in column 'text'",
         "",
     ]
     assert [row.file_row for row in got] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("long_record", [0, 1 << 20])
+def test_csv_closing_quote_ends_its_field(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, long_record: int) -> None:
+    """What follows it is no delimiter, even where the number of fields would then be right."""
+    monkeypatch.setattr(csv_records, "LONG_RECORD_CHARACTERS", long_record)
+    path = tmp_path / "in.csv"
+    path.write_text('id,text,n\n1,"a",1\n2,"b"x3\n3,"c",3\n')
+    assert [row.reason for row in rows(path)] == ["", "line 3: malformed CSV (',' expected after '\"')", ""]
 
 
 def test_csv_field_longer_than_the_default_limit(tmp_path: Path) -> None:
@@ -187,7 +204,7 @@ def test_parquet_ids_keep_their_type(tmp_path: Path, id_type: pa.DataType) -> No
     path = tmp_path / "in.parquet"
     ids = pa.array([3, None, 1]).cast(id_type)
     pq.write_table(pa.table({"n": ids, "text": ["a", "b", "c"]}), path)
-    (file,) = open_inputs([path], "text", "n")
+    (file,) = open_inputs([path], InputColumns(id="n"))
     assert file.id_type == id_type
     assert [row.id for row in file.rows(0)] == ids.to_pylist()
 

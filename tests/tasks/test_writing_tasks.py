@@ -212,3 +212,20 @@ def test_nothing_is_logged_for_plain_calls(continuer: Any, caplog: pytest.LogCap
     with caplog.at_level(logging.WARNING, logger="padless"):
         continuer("moon", max_new_tokens=2, do_sample=False)
     assert not caplog.records
+
+
+def test_a_text_for_which_the_model_has_no_numbers_costs_itself_only(mt5: Path) -> None:
+    """A piece's embedding is NaN: what holds the piece has no answer, its neighbours have theirs."""
+    task = padless.load(mt5, dtype="float32")
+    options: dict[str, Any] = {"max_new_tokens": 4, **GREEDY}
+    spelt = {text: set(task.loaded.spelling(text).input_ids) for text in ("valley", "moon river", "the sun")}
+    bad = min(spelt["valley"] - spelt["moon river"] - spelt["the sun"])
+    options["bad_words_ids"] = [[bad]]  # the head is tied: its logit is NaN too, and no answer may hold it
+    given = ["moon river", "valley of", "the sun", "valley"]
+    assert [bad in task.loaded.spelling(text).input_ids for text in given] == [False, True, False, True]
+    before = task(["moon river", "the sun"], **options)
+    with torch.no_grad():
+        task.loaded.model.shared.weight[bad] = float("nan")
+    found = list(task.answers(given, task.options(options)))
+    assert [type(answer).__name__ for answer in found] == ["list", "NotFiniteError", "list", "NotFiniteError"]
+    assert [found[0][0], found[2][0]] == before
