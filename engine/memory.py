@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from .batch import PackedBatch, TokenizedTexts, pack
+from .batch import TokenizedTexts
 from .errors import MemoryLimitError
 
 __all__ = ["SplitOnOutOfMemory", "is_out_of_memory"]
+
+Results = TypeVar("Results")
 
 _MESSAGES = (
     "DefaultCPUAllocator: can't allocate memory",
@@ -29,7 +31,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(message in str(error) for message in _MESSAGES)
 
 
-class SplitOnOutOfMemory:
+class SplitOnOutOfMemory(Generic[Results]):
     """Computes batches; one that runs out of memory is computed in halves. Safe to call from several threads.
 
     What was too large once is not tried again by the same object: later batches are split to fit beforehand.
@@ -38,14 +40,28 @@ class SplitOnOutOfMemory:
         splits: batches that ran out of memory.
     """
 
-    def __init__(self, run: Callable[[PackedBatch], Tensor], device: torch.device) -> None:
-        self._run, self._device = run, device
+    def __init__(
+        self,
+        run: Callable[[TokenizedTexts, np.ndarray], Results],
+        join: Callable[[list[Results]], Results],
+        device: torch.device,
+        too_large: Callable[[MemoryLimitError], Results] | None = None,
+    ) -> None:
+        """Nothing runs yet.
+
+        Args:
+            run: results, on the CPU, of the texts of these indices.
+            join: results of a batch out of those of its parts, in their order.
+            device: where `run` computes.
+            too_large: the result of a text that does not fit alone; None raises.
+        """
+        self._run, self._join, self._device, self._too_large = run, join, device, too_large
         self._lock = threading.Lock()
         self._most_tokens: int | None = None
         self.splits = 0
 
-    def __call__(self, rows: np.ndarray, tokenised: TokenizedTexts, chosen: np.ndarray) -> Tensor:
-        """Results of the texts `chosen`, float32 `[len(chosen), ...]` on the CPU.
+    def __call__(self, rows: np.ndarray, tokenised: TokenizedTexts, chosen: np.ndarray) -> Results:
+        """Results of the texts `chosen`.
 
         Args:
             rows: of each tokenised text, which of the caller's texts it is.
@@ -64,17 +80,20 @@ class SplitOnOutOfMemory:
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
             if len(chosen) == 1:
-                raise MemoryLimitError(int(rows[chosen[0]]), tokens, reason)
+                error = MemoryLimitError(int(rows[chosen[0]]), tokens, reason)
+                if self._too_large is None:
+                    raise error
+                return self._too_large(error)
             with self._lock:
                 self.splits += 1
                 self._most_tokens = min(self._most_tokens or tokens, max(tokens // 2, 1))
         middle = len(chosen) // 2
-        return torch.cat([self(rows, tokenised, half) for half in (chosen[:middle], chosen[middle:])])
+        return self._join([self(rows, tokenised, half) for half in (chosen[:middle], chosen[middle:])])
 
-    def _attempt(self, tokenised: TokenizedTexts, chosen: np.ndarray) -> tuple[Tensor | None, str]:
+    def _attempt(self, tokenised: TokenizedTexts, chosen: np.ndarray) -> tuple[Results | None, str]:
         try:
             with torch.no_grad():
-                return self._run(pack(tokenised, chosen)).to("cpu", torch.float32), ""
+                return self._run(tokenised, chosen), ""
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .batch import PackedBatch, TokenizedTexts, padded_tokens, plan_batches
+from .batch import PackedBatch, TokenizedTexts, pack, padded_tokens, plan_batches
 from .memory import SplitOnOutOfMemory
 from .prefetch import Workers, prefetch
 from .tokenizer import Tokenizer
@@ -118,7 +118,11 @@ def encode_stream(
     """
     characters = _characters(texts, tokenizer)
     lengths = np.zeros(len(texts), dtype=np.int64)
-    compute = SplitOnOutOfMemory(run, device)
+
+    def vectors_of(tokenised: TokenizedTexts, chosen: np.ndarray) -> Tensor:
+        return run(pack(tokenised, chosen)).to("cpu", torch.float32)
+
+    compute = SplitOnOutOfMemory(vectors_of, torch.cat, device)
 
     def run_batch(rows: np.ndarray, tokenised: TokenizedTexts, chosen: np.ndarray) -> tuple[EncodedBatch, float]:
         begin = time.perf_counter()

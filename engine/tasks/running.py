@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,6 +11,8 @@ import numpy as np
 import torch
 
 from ..batch import PackedBatch, TokenizedTexts, pack, padded_tokens, plan_batches
+from ..errors import InputError
+from ..memory import SplitOnOutOfMemory
 from ..prefetch import Workers
 from ..stream import EncodeStats
 
@@ -31,7 +34,7 @@ def run_pieces(
     stats: EncodeStats,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> list[Any]:
-    """What `score` says of each piece, in the order of the pieces.
+    """What `score` says of each piece, in the order of the pieces; an InputError of one that no memory is enough for.
 
     Args:
         tokens: the pieces.
@@ -44,11 +47,17 @@ def run_pieces(
         on_batch: called with (pieces, tokens) after each batch.
     """
 
+    everywhere = np.arange(len(tokens))
+    compute = SplitOnOutOfMemory[list[Any]](
+        lambda tokenised, chosen: list(score(pack(tokenised, chosen), chosen)),
+        lambda parts: [*itertools.chain.from_iterable(parts)],
+        device,
+        lambda error: [InputError(f"out of memory with its {error.tokens:,} tokens alone ({error.reason})")],
+    )
+
     def run(chosen: np.ndarray) -> tuple[np.ndarray, Sequence[Any], float]:
         begin = time.perf_counter()
-        with torch.no_grad():
-            found = score(pack(tokens, chosen), chosen)
-        return chosen, found, time.perf_counter() - begin
+        return chosen, compute(everywhere, tokens, chosen), time.perf_counter() - begin
 
     total = int(tokens.lengths.sum())
     # Another device runs one batch at a time; its host side is the caller's thread.
@@ -65,6 +74,7 @@ def run_pieces(
         stats.compute_seconds += seconds
         if on_batch is not None:
             on_batch(len(chosen), int(tokens.lengths[chosen].sum()))
+    stats.retries += compute.splits
     stats.tokens += total
     stats.padded_tokens += padded_tokens(tokens.lengths)
     return values
