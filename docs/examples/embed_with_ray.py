@@ -17,9 +17,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
+
+from padless.engine.errors import InputError, JobError, OptionError, PadlessError
+from padless.engine.hub import resolve_folder
+from padless.engine.integrations.ray import ERROR_COLUMN, EmbedBatches
+from padless.engine.jobs.manifest import fingerprint_model
 
 ROW_HASH = "row_hash"
 """Ray's name for a row: made of its file's path and its place in the file."""
@@ -33,8 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser().parse_args(arguments)
     try:
         print(json.dumps(embed(options)))
-    except ValueError as error:
-        sys.exit(f"embed_with_ray: {error}")
+    except PadlessError as error:
+        print(f"embed_with_ray: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -45,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--model", required=True, help="model folder, the same path on every host")
     options.add_argument("--text-column", default="text", help="the column to embed")
     options.add_argument("--carry", nargs="*", metavar="COLUMN", help="other columns to keep; all where not given")
+    options.add_argument("--prompt-name", help="one of the model's prompts")
     options.add_argument("--normalize", action="store_true", help="scale vectors to unit length")
     options.add_argument("--dtype", default="auto", help="what the model computes in")
     options.add_argument("--workers", type=int, default=2, help="actors, each with a model of its own")
@@ -52,24 +58,33 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--gpus-per-worker", type=float, default=0, help="1 gives each worker a GPU of its own")
     options.add_argument("--batch-size", type=int, default=4096, help="rows handed to a worker at a time")
     options.add_argument("--block-mib", type=float, default=128, help="what is read, and written as a file, at a time")
-    options.add_argument("--address", help="a running cluster: auto, or ray://head:10001; a local one where not given")
+    options.add_argument("--address", help="auto joins the running cluster; a local one where not given")
     return options
 
 
 def embed(options: argparse.Namespace) -> dict[str, Any]:
     """Embed what is not embedded yet; returns how many rows, vectors and errors OUTPUT then holds."""
-    import ray
-    from ray.data import ActorPoolStrategy, DataContext
-    from ray.data.checkpoint import CheckpointConfig
-
-    from padless.engine.integrations.ray import EmbedBatches
-
+    model = resolve_folder(options.model)
     source, inputs = place(options.input)
     target, output = place(options.output)
     files = parquet_files(source, inputs)
     if not files:
-        raise ValueError(f"{options.input}: no Parquet files")
-    claim(target, output, job_of(options, files))
+        raise InputError(f"{options.input}: no Parquet files")
+    check_columns(options, source, files[0])
+    claim(target, output, job_of(options, model, files))
+    run(options, model, source, inputs, target, output)
+    return counted(target, f"{output}/vectors", sum(rows_of(source, file) for file in files))
+
+
+def run(
+    options: argparse.Namespace, model: Path, source: fs.FileSystem, inputs: str, target: fs.FileSystem, output: str
+) -> None:
+    """Have Ray read, embed and write what its checkpoint does not name."""
+    import ray
+    from ray.data import ActorPoolStrategy, DataContext
+    from ray.data.checkpoint import CheckpointConfig
+    from ray.exceptions import RayError
+
     if not ray.is_initialized():
         ray.init(address=options.address)
     check_cpus(options, ray.cluster_resources().get("CPU", 0))
@@ -94,8 +109,9 @@ def embed(options: argparse.Namespace) -> dict[str, Any]:
     vectors = rows.map_batches(
         EmbedBatches,
         fn_constructor_kwargs={
-            "model": options.model,
+            "model": str(model),
             "text_column": options.text_column,
+            "prompt_name": options.prompt_name,
             "normalize_embeddings": options.normalize,
             "dtype": options.dtype,
         },
@@ -105,8 +121,14 @@ def embed(options: argparse.Namespace) -> dict[str, Any]:
         num_cpus=options.cpus_per_worker,
         num_gpus=options.gpus_per_worker,
     )
-    vectors.write_parquet(f"{output}/vectors", filesystem=target, ray_remote_args={"num_cpus": SMALL_TASK})
-    return counted(target, f"{output}/vectors", sum(rows_of(source, file) for file in files))
+    try:
+        vectors.write_parquet(f"{output}/vectors", filesystem=target, ray_remote_args={"num_cpus": SMALL_TASK})
+    except RayError as error:
+        # Ray has printed all of it; what a worker's model or a file had to say stands somewhere inside.
+        ours = [line for line in str(error).splitlines() if line.startswith("padless.")]
+        if not ours:
+            raise
+        raise JobError(ours[-1].partition(": ")[2]) from error
 
 
 def place(name: str) -> tuple[fs.FileSystem, str]:
@@ -115,17 +137,30 @@ def place(name: str) -> tuple[fs.FileSystem, str]:
 
 
 def parquet_files(source: fs.FileSystem, folder: str) -> list[fs.FileInfo]:
-    """The Parquet files under a folder, by their paths."""
+    """The Parquet files under a folder, by their paths; without those that Ray does not read, `_name` and `.name`."""
     found = source.get_file_info(fs.FileSelector(folder, recursive=True, allow_not_found=True))
-    return sorted((file for file in found if file.path.endswith(".parquet")), key=lambda file: file.path)
+    inside = [file for file in found if not file.path.removeprefix(folder).lstrip("/").startswith(("_", "."))]
+    return sorted((file for file in inside if file.path.endswith(".parquet")), key=lambda file: file.path)
 
 
-def job_of(options: argparse.Namespace, files: list[fs.FileInfo]) -> dict[str, Any]:
+def check_columns(options: argparse.Namespace, source: fs.FileSystem, file: fs.FileInfo) -> None:
+    """Raise InputError where a file lacks a column, or has one of those that are added; Ray finds that late."""
+    found = pq.read_schema(file.path, filesystem=source).names
+    for column in (options.text_column, *(options.carry or ())):
+        if column not in found:
+            raise InputError(f"{file.path}: no column {column!r}; columns found: {', '.join(found) or 'none'}")
+    for column in ("embedding", ERROR_COLUMN, ROW_HASH):
+        if column in (found if options.carry is None else options.carry):
+            raise InputError(f"{file.path}: column {column!r} has the name of a result; leave it out with --carry")
+
+
+def job_of(options: argparse.Namespace, model: Path, files: list[fs.FileInfo]) -> dict[str, Any]:
     """What makes two runs the same job: the rows it reads and what it computes from them."""
     return {
-        "model": options.model,
+        "model": fingerprint_model(model),
         "text_column": options.text_column,
         "carry": options.carry,
+        "prompt_name": options.prompt_name,
         "normalize": options.normalize,
         "dtype": options.dtype,
         "files": {file.path: file.size for file in files},
@@ -136,7 +171,7 @@ def claim(target: fs.FileSystem, output: str, job: dict[str, Any]) -> None:
     """Write OUTPUT/job.json, or find the same job in it.
 
     Raises:
-        ValueError: OUTPUT belongs to another job.
+        JobError: OUTPUT belongs to another job.
     """
     path = f"{output}/job.json"
     content = json.dumps(job, indent=1).encode()
@@ -150,14 +185,16 @@ def claim(target: fs.FileSystem, output: str, job: dict[str, Any]) -> None:
         earlier = json.loads(stream.read())
     for name, value in job.items():
         if earlier.get(name) != value:
-            raise ValueError(f"{output}: another job with another {name} began here; name another output, or remove it")
+            raise JobError(f"{output}: another job with another {name} began here; name another output, or remove it")
 
 
 def check_cpus(options: argparse.Namespace, available: float) -> None:
-    """Raise ValueError where the workers leave no CPU to list files and none to filter rows: Ray would wait for ever."""
+    """Raise OptionError where the workers leave less than a CPU each to list files and to filter rows: Ray would wait
+    for ever.
+    """
     needed = options.workers * options.cpus_per_worker + 2
     if needed > available:
-        raise ValueError(
+        raise OptionError(
             f"{options.workers} workers of {options.cpus_per_worker:g} CPUs and 2 CPUs for Ray's own tasks "
             f"are {needed:g}, the cluster has {available:g}; lower --workers or --cpus-per-worker (fractions are fine)"
         )
@@ -172,14 +209,14 @@ def counted(target: fs.FileSystem, folder: str, expected: int) -> dict[str, Any]
     """Count what was written.
 
     Raises:
-        ValueError: not every row is there exactly once.
+        JobError: not every row is there exactly once.
     """
     rows = errors = 0
     for file in parquet_files(target, folder):
-        reasons = pq.read_table(file.path, filesystem=target, columns=["padless_error"]).column(0)
+        reasons = pq.read_table(file.path, filesystem=target, columns=[ERROR_COLUMN]).column(0)
         rows, errors = rows + len(reasons), errors + len(reasons) - reasons.null_count
     if rows != expected:
-        raise ValueError(f"{folder}: {rows:,} rows, expected {expected:,}")
+        raise JobError(f"{folder}: {rows:,} rows, expected {expected:,}")
     return {"rows": rows, "vectors": rows - errors, "errors": errors, "output": folder}
 
 

@@ -55,7 +55,7 @@ class _Batches(ABC):
         names += [field.name for field in self.fields]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise OptionError(
-                f"columns {', '.join(map(repr, names))}: expected different names, got {repeated[0]!r} twice"
+                f"columns: expected different names, got {repeated[0]!r} twice among {', '.join(map(repr, names))}"
             )
 
     @abstractmethod
