@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
@@ -145,10 +146,14 @@ def parquet_files(source: fs.FileSystem, folder: str) -> list[fs.FileInfo]:
 
 def check_columns(options: argparse.Namespace, source: fs.FileSystem, file: fs.FileInfo) -> None:
     """Raise InputError where a file lacks a column, or has one of those that are added; Ray finds that late."""
-    found = pq.read_schema(file.path, filesystem=source).names
+    schema = pq.read_schema(file.path, filesystem=source)
+    found = schema.names
     for column in (options.text_column, *(options.carry or ())):
         if column not in found:
             raise InputError(f"{file.path}: no column {column!r}; columns found: {', '.join(found) or 'none'}")
+    kind = schema.field(options.text_column).type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind)):
+        raise InputError(f"{file.path}: column {options.text_column!r} has type {kind}, expected string")
     for column in ("embedding", ERROR_COLUMN, ROW_HASH):
         if column in (found if options.carry is None else options.carry):
             raise InputError(f"{file.path}: column {column!r} has the name of a result; leave it out with --carry")

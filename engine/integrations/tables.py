@@ -18,16 +18,14 @@ def rows_of(table: pa.Table, text_column: str, pair_column: str | None = None) -
     """The rows of a table, numbered from 0; one without a text, or without a pair where there is such a column, has
     kind "error" and the reason.
 
-    A column of Python objects, as Ray has where values are of several types, is looked at value by value.
+    A column of another type is no fault of the table: where values are of several types, Ray makes columns of Python
+    objects, and of one type in a block that happens to hold no other.
 
     Raises:
-        InputError: there is no such column, or no value of its type can serve.
+        InputError: there is no such column.
     """
-    texts = _values(_column(table, text_column, "string", lists=False))
-    if pair_column is None:
-        pairs: list[Any] = [None] * len(texts)
-    else:
-        pairs = _values(_column(table, pair_column, "string or list<string>", lists=True))
+    texts = _values(_column(table, text_column))
+    pairs = [None] * len(texts) if pair_column is None else _values(_column(table, pair_column))
     rows = []
     for number, (text, pair) in enumerate(zip(texts, pairs, strict=True)):
         reason = "" if isinstance(text, str) else _problem(text, "text")
@@ -54,26 +52,13 @@ def appended(table: pa.Table, columns: Mapping[str, pa.Array]) -> pa.Table:
     return table
 
 
-def _column(table: pa.Table, name: str, expected: str, *, lists: bool) -> pa.ChunkedArray:
+def _column(table: pa.Table, name: str) -> pa.ChunkedArray:
     count = table.column_names.count(name)
     if not count:
         raise InputError(f"no column {name!r}; columns found: {', '.join(table.column_names[:50]) or 'none'}")
     if count > 1:
         raise InputError(f"column {name!r} appears {count} times, expected once")
-    found = table.column(name)
-    if not _may_serve(found.type, lists=lists):
-        raise InputError(f"column {name!r} has type {found.type}, expected {expected}")
-    return found
-
-
-def _may_serve(kind: pa.DataType, *, lists: bool) -> bool:
-    types = pa.types
-    if types.is_dictionary(kind):
-        return _may_serve(kind.value_type, lists=lists)
-    if lists and (types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)):
-        return _may_serve(kind.value_type, lists=False)  # pyright: ignore[reportAttributeAccessIssue]
-    strings = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
-    return strings or types.is_null(kind) or isinstance(kind, pa.BaseExtensionType)
+    return table.column(name)
 
 
 def _values(column: pa.ChunkedArray) -> list[Any]:

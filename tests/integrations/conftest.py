@@ -53,7 +53,6 @@ def _saved(folder: Path, model_class: str, labels: int) -> Path:
         intermediate_size=64,
         max_position_embeddings=64,
         num_labels=labels,
-        initializer_range=0.3,
     )
     with torch.random.fork_rng():
         torch.manual_seed(20261122)
