@@ -100,13 +100,8 @@ def run(
         delete_checkpoint_on_success=False,
     )
     columns = None if options.carry is None else list(dict.fromkeys([options.text_column, *options.carry]))
-    rows = ray.data.read_parquet(
-        inputs,
-        filesystem=source,
-        columns=columns,
-        include_row_hash=True,
-        num_cpus=SMALL_TASK,
-    )
+    # The folder, not its files: Ray 2.60 looks at several paths in threads, whose first import of fsspec can fail.
+    rows = ray.data.read_parquet(inputs, filesystem=source, columns=columns, include_row_hash=True, num_cpus=SMALL_TASK)
     vectors = rows.map_batches(
         EmbedBatches,
         fn_constructor_kwargs={

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import runpy
 import secrets
 import signal
 import subprocess
@@ -33,7 +34,8 @@ if missing := [name for name in ("ray", "pandas") if find_spec(name) is None]:
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "docs" / "examples" / "embed_with_ray.py"
-FILES, ROWS_PER_FILE = 24, 41
+script = runpy.run_path(str(SCRIPT))
+FILES, ROWS_PER_FILE = 16, 41
 WORDS = ("the", "sun", "stood", "still", "and", "moon", "river", "stone", "bread", "night")
 
 # The script's own `main`, twice, between which the same Ray stays up; then the callable on values of several types,
@@ -80,20 +82,10 @@ class Drivers:
         }
 
     def start(self, arguments: list[str], *, times: int = 1, model: Path | None = None) -> subprocess.Popen[str]:
-        command = [
-            sys.executable,
-            "-c",
-            DRIVER,
-            str(self.folder),
-            str(SCRIPT),
-            str(model or ""),
-            str(times),
-            *arguments,
-        ]
-        pipe = subprocess.PIPE
-        return subprocess.Popen(
-            [*command, *arguments], env=self.environment, stdout=pipe, stderr=subprocess.DEVNULL, text=True
-        )
+        command = [sys.executable, "-c", DRIVER, str(self.folder), str(SCRIPT), str(model or ""), str(times)]
+        command += arguments
+        pipe, null = subprocess.PIPE, subprocess.DEVNULL
+        return subprocess.Popen(command, env=self.environment, stdout=pipe, stderr=null, text=True)
 
     def left(self) -> list[int]:
         """Processes that were started by a driver, drivers included."""
@@ -249,17 +241,28 @@ def test_no_process_is_left(job: Job) -> None:
     ("changed", "message"),
     [
         (["--normalize"], "another job with another normalize began here; name another output, or remove it"),
+        (["--text-column", "id"], "column 'id' has type int64, expected string"),
         (["--text-column", "txt"], "no column 'txt'; columns found: id, text, left out"),
         (["--carry", "id", "body"], "no column 'body'; columns found: id, text, left out"),
         (["--model", "/nowhere"], "model '/nowhere': no such folder"),
     ],
 )
-def test_misuse_ends_in_one_line(job: Job, embedding_folder: Path, changed: list[str], message: str) -> None:
+def test_misuse_ends_in_one_line(
+    job: Job, embedding_folder: Path, capsys: pytest.CaptureFixture[str], changed: list[str], message: str
+) -> None:
     """Found before Ray is started."""
-    inputs = job.output.parent / "in"
-    arguments = [inputs, job.output, "--model", embedding_folder, "--carry", "id", "--dtype", "float32", *changed]
-    done = subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith("embed_with_ray: ")
-    assert message in done.stderr
+    arguments = [str(job.output.parent / "in"), str(job.output), "--model", str(embedding_folder), "--carry", "id"]
+    with pytest.raises(SystemExit) as end:
+        script["main"]([*arguments, "--dtype", "float32", *changed])
+    said = capsys.readouterr()
+    assert (end.value.code, said.out) == (2, "")
+    assert len(said.err.splitlines()) == 1
+    assert said.err.startswith("embed_with_ray: ")
+    assert message in said.err
+
+
+def test_workers_leave_room_for_what_ray_does_itself() -> None:
+    options = script["parser"]().parse_args(["in", "out", "--model", "m", "--workers", "3", "--cpus-per-worker", "1.5"])
+    script["check_cpus"](options, 6.5)
+    with pytest.raises(padless.OptionError, match=r"are 6\.5, the cluster has 6;"):
+        script["check_cpus"](options, 6)
