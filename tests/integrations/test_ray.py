@@ -74,7 +74,7 @@ class Drivers:
         self.folder = folder
         self.mark = secrets.token_hex(16)
         self.environment = {
-            **os.environ,
+            **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
             "PADLESS_TEST_MARK": self.mark,
             "RAY_AUTH_TOKEN": secrets.token_hex(32),  # else Ray writes one into the home folder
             "RAY_USAGE_STATS_ENABLED": "0",
