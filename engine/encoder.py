@@ -122,6 +122,7 @@ class Encoder:
         check_finite: bool = True,
         stats: EncodeStats | None = None,
         on_batch: Callable[[int, int], None] | None = None,
+        on_truncated: Callable[[int], None] | None = None,
         first_row: int = 0,
         **others: Any,
     ) -> Any:
@@ -153,6 +154,7 @@ class Encoder:
             check_finite: refuse vectors that hold NaN or infinity.
             stats: counters to add to.
             on_batch: called with (texts or pieces of them, tokens) after each batch.
+            on_truncated: called with the place of each text that was cut.
             first_row: the number of the first text, for messages.
             others: `device`, `pool`, `chunk_size`, `task`: accepted where they ask for nothing.
 
@@ -201,7 +203,7 @@ class Encoder:
             else:
                 refusing = cast(Tokenizer, RefusingTokenizer(self.tokenizer, rows, first_row))
                 tokenizer = refusing if long_texts == "error" else self.tokenizer
-                found, finite = self._of_texts(rows, tokenizer, chosen, options, stats, done)
+                found, finite = self._of_texts(rows, tokenizer, chosen, options, stats, done, on_truncated)
         if check_finite:
             _check_finite(finite, first_row)
         if output_value != "token_embeddings" and (convert_to_tensor or not convert_to_numpy):
@@ -244,7 +246,14 @@ class Encoder:
             first += len(window)
 
     def _of_texts(
-        self, rows: list[Any], tokenizer: Tokenizer, prompt: str, options: EncodeOptions, stats: EncodeStats, done: Done
+        self,
+        rows: list[Any],
+        tokenizer: Tokenizer,
+        prompt: str,
+        options: EncodeOptions,
+        stats: EncodeStats,
+        done: Done,
+        on_truncated: Callable[[int], None] | None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Vectors of the precision, and bool `[rows]`: which are finite."""
         quantiser = options.quantiser()
@@ -252,7 +261,7 @@ class Encoder:
         at_once = Quantiser("float32", options.width) if quantiser.needs_all else quantiser
         vectors = np.empty((len(rows), at_once.result_width), dtype=at_once.dtype)
         finite = np.ones(len(rows), dtype=bool)
-        for batch in self._stream(rows, tokenizer, prompt, options, stats):
+        for batch in self._stream(rows, tokenizer, prompt, options, stats, on_truncated):
             part = batch.vectors[:, : options.width]
             part = (F.normalize(part, dim=-1) if options.normalize_embeddings else part).numpy()
             made = at_once(part)
@@ -302,8 +311,9 @@ class Encoder:
         )
 
     def _stream(
-        self, rows: list[Any], tokenizer: Tokenizer, prompt: str, options: EncodeOptions, stats: EncodeStats
-    ) -> Iterator[EncodedBatch]:
+        self, rows: list[Any], tokenizer: Tokenizer, prompt: str, options: EncodeOptions, stats: EncodeStats,
+        on_truncated: Callable[[int], None] | None = None,
+    ) -> Iterator[EncodedBatch]:  # fmt: skip
         return encode_stream(
             rows,
             tokenizer,
@@ -314,6 +324,7 @@ class Encoder:
             token_budget=options.token_budget,
             batch_size=options.batch_size,
             stats=stats,
+            on_truncated=on_truncated,
         )
 
     def _with_prompt(self, options: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:

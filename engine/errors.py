@@ -11,6 +11,7 @@ __all__ = [
     "ConfigError",
     "InputError",
     "JobError",
+    "MemoryLimitError",
     "ModelNotFoundError",
     "NotFiniteError",
     "OptionError",
@@ -58,3 +59,18 @@ class OptionError(PadlessError):
 
 class JobError(PadlessError):
     """A job cannot start or go on: its output folder is unusable or belongs to another job."""
+
+
+class MemoryLimitError(PadlessError):
+    """A text does not fit in the device's memory, not even in a batch of its own.
+
+    Attributes:
+        row: which of the texts handed in.
+    """
+
+    def __init__(self, row: int, tokens: int, reason: str) -> None:
+        super().__init__(row, tokens, reason)
+        self.row, self.tokens, self.reason = row, tokens, reason
+
+    def __str__(self) -> str:
+        return f"row {self.row}: out of memory with its {self.tokens:,} tokens alone ({self.reason})"

@@ -11,17 +11,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .batch import PackedBatch, TokenizedTexts, pack, padded_tokens, plan_batches
+from .batch import PackedBatch, TokenizedTexts, padded_tokens, plan_batches
+from .memory import SplitOnOutOfMemory
 from .prefetch import Workers, prefetch
 from .tokenizer import Tokenizer
 
 __all__ = ["EncodeStats", "EncodedBatch", "encode_stream"]
+
+T = TypeVar("T")
 
 BATCHES_PER_PIECE = 4
 """Token budgets' worth of text tokenised at once: enough for a good plan, little enough to start at once."""
@@ -42,6 +46,9 @@ class EncodeStats:
         repaired: texts in which lone surrogates were replaced by U+FFFD.
         tokenise_seconds: spent in the tokenising thread.
         compute_seconds: spent on packing, the model and copying back, added up over threads.
+        wait_seconds: in which the planning of batches stood still for the tokenising thread.
+        retries: batches that ran out of memory and were computed in halves.
+        fallbacks: texts computed again in fp32, because their result was not finite.
     """
 
     texts: int = 0
@@ -51,6 +58,14 @@ class EncodeStats:
     repaired: int = 0
     tokenise_seconds: float = 0.0
     compute_seconds: float = 0.0
+    wait_seconds: float = 0.0
+    retries: int = 0
+    fallbacks: int = 0
+
+    def add(self, other: EncodeStats) -> None:
+        """Add what another call has counted."""
+        for counter in fields(self):
+            setattr(self, counter.name, getattr(self, counter.name) + getattr(other, counter.name))
 
 
 @dataclass(frozen=True)
@@ -79,6 +94,7 @@ def encode_stream(
     token_budget: int,
     batch_size: int | None,
     stats: EncodeStats,
+    on_truncated: Callable[[int], None] | None = None,
 ) -> Iterator[EncodedBatch]:
     """Encode texts, longest first.
 
@@ -92,19 +108,23 @@ def encode_stream(
         token_budget: most tokens in a batch; a longer text gets a batch of its own.
         batch_size: most texts in a batch, or None.
         stats: counters to add to, complete once the stream is exhausted.
+        on_truncated: called with the row of each text that was cut, before it is computed.
 
     Yields:
         Batches in the order of the plan; together they hold each text exactly once.
+
+    Raises:
+        MemoryLimitError: a text does not fit in memory, not even alone; its row is one of `texts`.
     """
     characters = _characters(texts, tokenizer)
     lengths = np.zeros(len(texts), dtype=np.int64)
+    compute = SplitOnOutOfMemory(run, device)
 
     def run_batch(rows: np.ndarray, tokenised: TokenizedTexts, chosen: np.ndarray) -> tuple[EncodedBatch, float]:
         begin = time.perf_counter()
-        batch = pack(tokenised, chosen)
-        with torch.no_grad():
-            vectors = run(batch).to("cpu", torch.float32)
-        return EncodedBatch(rows[chosen], vectors, batch.tokens), time.perf_counter() - begin
+        vectors = compute(rows, tokenised, chosen)
+        tokens = int(tokenised.lengths[chosen].sum())
+        return EncodedBatch(rows[chosen], vectors, tokens), time.perf_counter() - begin
 
     likely_batches = int(characters.sum()) // (CHARACTERS_PER_TOKEN * token_budget)
     # Another device runs one batch at a time; its host side is the caller's thread.
@@ -113,10 +133,13 @@ def encode_stream(
     def planned() -> Iterator[tuple[np.ndarray, TokenizedTexts, np.ndarray]]:
         pieces = _tokenised_pieces(texts, characters, tokenizer, prompt, BATCHES_PER_PIECE * token_budget, stats)
         following = int(characters.sum())
-        for rows, tokenised in prefetch(pieces):
+        for rows, tokenised in _timed(prefetch(pieces), stats):
             following -= int(characters[rows].sum())
             lengths[rows] = tokenised.lengths
             _count(tokenised, stats)
+            if on_truncated is not None:
+                for row in rows[tokenised.truncated].tolist():
+                    on_truncated(row)
             later = following // CHARACTERS_PER_TOKEN
             for chosen in plan_batches(tokenised.lengths, token_budget, at_once=at_once, following=later):
                 for start in range(0, len(chosen), batch_size or len(chosen)):
@@ -125,6 +148,7 @@ def encode_stream(
     for encoded, seconds in workers.run(run_batch, planned(), at_once):
         stats.compute_seconds += seconds
         yield encoded
+    stats.retries += compute.splits
     stats.padded_tokens += padded_tokens(lengths)
 
 
@@ -135,6 +159,17 @@ def _characters(texts: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
         # Beyond this every text is cut to the same number of tokens, and the order no longer matters.
         characters = characters.clip(max=CHARACTERS_PER_TOKEN * tokenizer.max_length)
     return characters + 2 * CHARACTERS_PER_TOKEN
+
+
+def _timed(items: Iterator[T], stats: EncodeStats) -> Iterator[T]:
+    """The items; the time spent waiting for them is counted."""
+    while True:
+        begin = time.perf_counter()
+        item = next(items, None)
+        stats.wait_seconds += time.perf_counter() - begin
+        if item is None:
+            return
+        yield item
 
 
 def _tokenised_pieces(

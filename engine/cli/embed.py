@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from . import job_options as of
 from .choices import Backend, Device, Dtype
+from .job_command import JobArguments, run_command
+
+if TYPE_CHECKING:
+    from ..jobs.task import JobTask
 
 __all__ = ["embed"]
 
 
 def embed(
-    inputs: Annotated[
-        list[Path], typer.Argument(metavar="IN", help="Parquet, JSONL, CSV, TSV or plain text (.txt) files.")
-    ],
-    output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the shards; empty or absent.")],
-    model: Annotated[str, typer.Option("--model", "-m", help="Model folder, or org/name under $PADLESS_MODELS.")],
-    text_column: Annotated[str, typer.Option(help="Column or field that holds the text.")] = "text",
-    id_column: Annotated[
-        str | None, typer.Option(help="Column or field of integers or strings to carry into the shards.")
-    ] = None,
-    rows_per_shard: Annotated[int, typer.Option(min=1, help="Input rows a shard covers.")] = 50_000,
+    inputs: of.Inputs,
+    output: of.Output,
+    model: of.Model,
+    text_column: of.TextColumn = "text",
+    id_column: of.IdColumn = None,
+    keep: of.Keep = None,
+    input_format: of.InputFormat = None,
+    rows_per_shard: of.RowsPerShard = 50_000,
     dtype: Dtype = "auto",
     device: Device = "auto",
     backend: Backend = "auto",
-    token_budget: Annotated[int | None, typer.Option(min=1, help="Most tokens in one batch.")] = None,
+    token_budget: of.TokenBudget = None,
     prompt_name: Annotated[
         str | None, typer.Option(help="Which of the model's prompts to put before each text.")
     ] = None,
@@ -36,57 +36,52 @@ def embed(
         bool, typer.Option("--normalize/--no-normalize", help="Scale vectors to length 1, where the model does not.")
     ] = False,
     truncate_dim: Annotated[int | None, typer.Option(min=1, help="Keep only the first numbers of a vector.")] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Remove an earlier job's files from OUT first.")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar and no summary.")] = False,
+    precision: Annotated[
+        Literal["float32", "float16", "binary", "ubinary"],
+        typer.Option(help="Of the vectors; binary and ubinary keep a bit of each number, eight in a byte."),
+    ] = "float32",
+    long_texts: Annotated[
+        Literal["truncate", "error", "chunk"],
+        typer.Option(help="Texts longer than the model takes: cut and marked, an error, or seen whole in pieces."),
+    ] = "truncate",
+    overlap: Annotated[int, typer.Option(min=0, help="Of chunk: tokens that a piece repeats.")] = 0,
+    aggregate: Annotated[
+        Literal["mean", "max"], typer.Option(help="Of chunk: how the pieces' vectors become one.")
+    ] = "mean",
+    resume: of.Resume = True,
+    overwrite: of.Overwrite = False,
+    log_json: of.LogJson = False,
+    quiet: of.Quiet = False,
 ) -> None:
     """Embed files of texts into Parquet shards.
 
     Every row of the files IN gets a vector. The folder OUT then holds part-00000.parquet and so on (columns: row, the
-    id column if named, embedding), errors.jsonl (a record for every row without a vector, with the reason),
-    manifest.json, shards.jsonl and summary.json. A bad row never stops the job.
+    id column if named, those to keep, embedding, truncated), errors.jsonl (a record for every row without a vector,
+    with the reason), manifest.json, shards.jsonl and summary.json. A bad row never stops the job.
+
+    A job that was stopped, by Ctrl-C, a kill, a full disk or a power cut, goes on with the same command, to the bytes
+    of a job that was never stopped. Another model, option or input on the same folder is refused. A progress bar is
+    shown where stderr is a terminal.
+
+    Exit codes: 0 done, also where it was done before; 2 a wrong option, file or model, or a disk that refuses, after
+    one line on stderr; 130 stopped by Ctrl-C, 143 by SIGTERM.
 
     \b
         padless embed texts.parquet out/ --model path/to/model --id-column id
+        padless embed 'crawl/*.jsonl.gz' out/ -m path/to/model --keep url --precision float16
+        cat lines.txt | padless embed - - -m path/to/model --input-format text | head
     """
-    # oneDNN and, in every thread, torch's layer above it each remember 1,024 products, one for every shape they have
-    # seen: hundreds of megabytes in a long job. A batch needs those of its own lengths again in every layer (at 32 of
-    # oneDNN's, attention was compiled anew all the time, 16% slower), but hardly those of earlier batches; the layer
-    # above spares only a look-up. Arrow's own allocator held 25 MB more than the system's. All three are read once,
-    # before the first use.
-    for variable, value in (
-        ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64"),
-        ("LRU_CACHE_CAPACITY", "16"),
-        ("ARROW_DEFAULT_MEMORY_POOL", "system"),
-    ):
-        os.environ.setdefault(variable, value)
-    from ..jobs.embed import EmbedOptions, check_embed, embed_files
 
-    # Before the model is loaded, which may take a while, and again with it.
-    check_embed(
-        inputs,
-        output,
-        text_column=text_column,
-        id_column=id_column,
-        rows_per_shard=rows_per_shard,
-        overwrite=overwrite,
-    )
-    from ..loading import load
+    def make_task(device: str, dtype: str) -> JobTask:
+        from ..jobs.embedding import EmbeddingOptions, EmbeddingTask
+        from ..loading import load
 
-    encoder = load(model, device=device, dtype=dtype, backend=backend)
-    if token_budget is not None:
-        encoder.token_budget = token_budget
-    summary = embed_files(
-        encoder,
-        inputs,
-        output,
-        text_column=text_column,
-        id_column=id_column,
-        rows_per_shard=rows_per_shard,
-        options=EmbedOptions(prompt_name, normalize, truncate_dim),
-        overwrite=overwrite,
-        progress=not quiet and sys.stderr.isatty(),
-    )
-    if not quiet:
-        print(summary.text())
+        encoder = load(model, task="embedding", device=device, dtype=dtype, backend=backend)
+        options = EmbeddingOptions(prompt_name, normalize, truncate_dim, precision, long_texts, overlap, aggregate)
+        return EmbeddingTask(encoder, options)
+
+    given = JobArguments(
+        inputs, output, text_column, None, id_column, keep or (), input_format, rows_per_shard, device, dtype,
+        token_budget, resume, overwrite, log_json, quiet,
+    )  # fmt: skip
+    run_command(given, make_task)

@@ -88,8 +88,13 @@ class AnsweringTask:
             except InputError as error:
                 bad[place] = str(error).removeprefix("row 0: ")
         found: list[Any] = [None] * len(rows)
+        truncated: set[int] = set()
         answers = self._task.answers(
-            (item for _, item in items), self._options, stats=stats, on_batch=lambda _, tokens: on_batch(0, tokens)
+            (item for _, item in items),
+            self._options,
+            stats=stats,
+            on_batch=lambda _, tokens: on_batch(0, tokens),
+            on_truncated=lambda number: truncated.add(items[number][0]),
         )
         for (place, item), answer in zip(items, answers, strict=True):
             if isinstance(answer, NotFiniteError):
@@ -105,7 +110,7 @@ class AnsweringTask:
             pa.array([None if values is None else values[place] for values in found], field.type)
             for place, field in enumerate(self.fields)
         ]
-        return Answers(columns, bad)
+        return Answers(columns, bad, truncated)
 
     @cached_property
     def _exact(self) -> Task[Any, Any]:

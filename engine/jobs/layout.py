@@ -9,14 +9,15 @@ from pathlib import Path
 from ..errors import JobError
 from .durable import TEMPORARY_SUFFIX, writing
 
-__all__ = ["ERRORS", "MANIFEST", "SHARDS", "SUMMARY", "check_output", "claim_output", "part_name"]
+__all__ = ["ERRORS", "LOCK", "MANIFEST", "SHARDS", "SUMMARY", "check_output", "claim_output", "part_index", "part_name"]
 
 MANIFEST = "manifest.json"
 SHARDS = "shards.jsonl"
 ERRORS = "errors.jsonl"
 SUMMARY = "summary.json"
+LOCK = ".lock"
 
-_PART = re.compile(r"part-\d{5,}\.parquet")
+_PART = re.compile(r"part-(\d{5,})\.parquet")
 
 
 def part_name(index: int) -> str:
@@ -24,8 +25,14 @@ def part_name(index: int) -> str:
     return f"part-{index:05d}.parquet"
 
 
+def part_index(path: Path) -> int | None:
+    """Number of the shard that has this name, whole or still temporary; None for other files."""
+    found = _PART.fullmatch(path.name.removesuffix(TEMPORARY_SUFFIX))
+    return None if found is None else int(found[1])
+
+
 def claim_output(folder: Path, inputs: Sequence[Path], *, overwrite: bool) -> None:
-    """Make `folder` an empty output folder, creating it where it is missing.
+    """Make `folder` an empty output folder. The caller holds its lock.
 
     Args:
         folder: where the job will write.
@@ -37,20 +44,26 @@ def claim_output(folder: Path, inputs: Sequence[Path], *, overwrite: bool) -> No
     """
     found = check_output(folder, inputs, overwrite=overwrite)
     with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
         # The manifest goes first: there must never be one that describes files already removed.
         for path in sorted(found, key=lambda path: path.name != MANIFEST):
             path.unlink()
 
 
-def check_output(folder: Path, inputs: Sequence[Path], *, overwrite: bool) -> list[Path]:
-    """The checks of `claim_output`, changing nothing; returns the files it would remove."""
+def check_output(folder: Path, inputs: Sequence[Path], *, overwrite: bool, resume: bool = False) -> list[Path]:
+    """The checks of `claim_output`, changing nothing; returns the files it would remove.
+
+    Args:
+        folder: where the job will write.
+        inputs: the job's input files.
+        overwrite: an earlier job is no reason to refuse.
+        resume: an earlier job with a manifest is no reason to refuse; whether it is the same job is seen later.
+    """
     if not folder.exists():
         return []
     if not folder.is_dir():
         raise JobError(f"{folder}: is a file, expected a folder for the output")
     with writing(folder):
-        found = sorted(folder.iterdir())
+        found = sorted(path for path in folder.iterdir() if path.name != LOCK)
     for path in inputs:
         if path.resolve().parent == folder.resolve():
             raise JobError(f"{folder}: holds the input {path.name}, expected another folder for the output")
@@ -58,12 +71,16 @@ def check_output(folder: Path, inputs: Sequence[Path], *, overwrite: bool) -> li
     if foreign:
         more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
         raise JobError(f"{folder}: holds files that are not a job's ({', '.join(foreign[:3])}{more}), expected none")
-    if found and not overwrite:
-        state = "already holds a job" if (folder / MANIFEST).exists() else f"holds {found[0].name} but no {MANIFEST}"
-        raise JobError(f"{folder}: {state}, expected an empty folder (or --overwrite)")
+    # Temporary files alone are what a job leaves that was killed before it had written its manifest.
+    whole = [path.name for path in found if not path.name.endswith(TEMPORARY_SUFFIX)]
+    has_manifest = MANIFEST in whole
+    if whole and not overwrite and not (resume and has_manifest):
+        state = "already holds a job" if has_manifest else f"holds {whole[0]} but no {MANIFEST}"
+        remedy = "an empty folder, --resume or --overwrite" if has_manifest else "an empty folder (or --overwrite)"
+        raise JobError(f"{folder}: {state}, expected {remedy}")
     return found
 
 
 def _is_ours(path: Path) -> bool:
     name = path.name.removesuffix(TEMPORARY_SUFFIX)
-    return (name in (MANIFEST, SHARDS, ERRORS, SUMMARY) or _PART.fullmatch(name) is not None) and path.is_file()
+    return (name in (MANIFEST, SHARDS, ERRORS, SUMMARY) or part_index(path) is not None) and path.is_file()

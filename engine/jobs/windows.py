@@ -18,10 +18,17 @@ WINDOW_CHARACTERS = 1 << 24
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Consecutive rows of one shard, at least one."""
+    """Consecutive rows of one shard, at least one.
+
+    Attributes:
+        shard: number of the shard, from 0.
+        rows: the rows.
+        ends_shard: whether the shard is full with these; the last shard may end without.
+    """
 
     shard: int
     rows: list[Row]
+    ends_shard: bool = False
 
 
 def cut_windows(
@@ -35,10 +42,10 @@ def cut_windows(
     characters = 0
     for row in rows:
         held.append(row)
-        characters += len(row.text or "")
+        characters += row.characters
         ends_shard = (row.number + 1) % rows_per_shard == 0
         if ends_shard or len(held) >= window_rows or characters >= window_characters:
-            yield Window(row.number // rows_per_shard, held)
+            yield Window(row.number // rows_per_shard, held, ends_shard)
             held, characters = [], 0
     if held:
         yield Window(held[0].number // rows_per_shard, held)

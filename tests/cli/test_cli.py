@@ -65,7 +65,7 @@ def test_embed(padless: Padless, tmp_path: Path, model: Path) -> None:
     first, figures, bad = done.stdout.splitlines()
     assert first == "2 vectors of 384 numbers, 1 shard(s) in out"
     assert "% padding avoided" in figures
-    assert bad == f"1 rows without a vector, 0 repaired: see {Path('out', 'errors.jsonl')}"
+    assert bad == f"1 rows without a result, 0 repaired: see {Path('out', 'errors.jsonl')}"
     table = pq.read_table(tmp_path / "out" / "part-00000.parquet")
     assert (table["row"].to_pylist(), table["n"].to_pylist()) == ([0, 2], ["1", "3"])
 
@@ -81,6 +81,7 @@ def test_embed_passes_every_option_on(padless: Padless, tmp_path: Path, model: P
         "prompt_name": "query",
         "normalize_embeddings": True,
         "truncate_dim": 100,
+        "max_seq_length": 256,
     }
     assert manifest["job"]["rows_per_shard"] == 2
     assert (manifest["fixed"]["dtype"], manifest["fixed"]["token_budget"]) == ("float32", 333)
@@ -176,7 +177,17 @@ def test_second_run_on_the_same_folder(padless: Padless, tmp_path: Path, model: 
     (tmp_path / "in.txt").write_text("sun\n")
     call = ("embed", "in.txt", "out", "-m", model)
     assert padless(*call).returncode == 0
-    assert complaint(padless(*call)) == "out: already holds a job, expected an empty folder (or --overwrite)"
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    again = padless(*call)
+    assert (again.returncode, again.stderr) == (
+        0,
+        "padless: out: this job is finished already, nothing is left to do\n",
+    )
+    refused = "out: already holds a job, expected an empty folder, --resume or --overwrite"
+    assert complaint(padless(*call, "--no-resume")) == refused
+    line = complaint(padless(*call, "--normalize"))
+    assert line.startswith("out: holds another job: options.normalize_embeddings was false, now is true; expected the")
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
     assert padless(*call, "--overwrite").returncode == 0
 
 

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import string
+import subprocess
+import sys
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -64,3 +69,46 @@ def tiny(tiny_folder: Path) -> padless.Encoder:
 @pytest.fixture(scope="session")
 def minilm(minilm_folder: Path) -> padless.Encoder:
     return padless.load(minilm_folder, device="cpu", dtype="float32")
+
+
+class JobHost:
+    """Runs jobs of the tiny model, each in a process of its own that starts within milliseconds; see job_host.py."""
+
+    def __init__(self, model: Path) -> None:
+        command = [sys.executable, str(Path(__file__).parent / "job_host.py"), str(model)]
+        # Sizes of caches as the command line sets them: forks begin with empty ones.
+        environment = {**os.environ, "LRU_CACHE_CAPACITY": "16", "TOKENIZERS_PARALLELISM": "false"}
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._requests, self._answers = self._process.stdin, self._process.stdout
+        assert self._answers.readline() == "ready\n"
+
+    def run(self, inputs: list[Path], output: Path, **request: Any) -> tuple[int, str]:
+        """Run a job; returns its exit status, negative for a signal, and the line it complained with.
+
+        Args:
+            inputs: files.
+            output: folder.
+            request: see job_host.py.
+        """
+        complaint = output.with_name(f"{output.name}.complaint")
+        names = {"inputs": list(map(str, inputs)), "output": str(output), "complaint": str(complaint)}
+        self._requests.write(json.dumps({**names, **request}) + "\n")
+        self._requests.flush()
+        return int(self._answers.readline()), complaint.read_text()
+
+    def close(self) -> None:
+        """End the process."""
+        self._requests.close()
+        self._process.wait()
+        self._answers.close()
+
+
+@pytest.fixture(scope="session")
+def job_host(tiny_folder: Path) -> Iterator[JobHost]:
+    host = JobHost(tiny_folder)
+    yield host
+    host.close()

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,9 +16,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import padless
-from padless.engine.jobs.embed import EmbedOptions, Summary, embed_files
+from padless.engine.jobs.embedding import EmbeddingOptions, EmbeddingTask
+from padless.engine.jobs.inputs.input_file import InputColumns
 from padless.engine.jobs.inputs.rows import Row
 from padless.engine.jobs.manifest import fingerprint_model, read_shards
+from padless.engine.jobs.run import run_job
+from padless.engine.jobs.summary import Summary
 from padless.engine.jobs.windows import cut_windows
 
 TEXTS = [
@@ -61,16 +65,16 @@ def test_vectors_are_those_of_encode_in_the_order_of_the_rows(
     minilm: padless.Encoder, write_parquet: Callable[..., Path], tmp_path: Path
 ) -> None:
     path = write_parquet(key=[f"k{i}" for i in range(len(TEXTS))], text=TEXTS)
-    summary = embed_files(minilm, [path], tmp_path / "out", id_column="key", rows_per_shard=4)
+    summary = run_job(EmbeddingTask(minilm), [path], tmp_path / "out", columns=InputColumns(id="key"), rows_per_shard=4)
     table = table_of(tmp_path / "out")
-    assert table.schema.names == ["row", "key", "embedding"]
+    assert table.schema.names == ["row", "key", "embedding", "truncated"]
     assert table.schema.field("row").type == pa.int64()
     assert table.schema.field("embedding").type.list_size == 384
     assert table.schema.field("embedding").type.value_type == pa.float32()
     assert table["row"].to_pylist() == list(range(11))
     assert table["key"].to_pylist() == [f"k{i}" for i in range(11)]
     np.testing.assert_allclose(vectors_of(table), minilm.encode(TEXTS), atol=1e-6, rtol=0)
-    assert (summary.rows, summary.vectors, summary.errors, summary.repaired, summary.shards) == (11, 11, 0, 0, 3)
+    assert (summary.rows, summary.results, summary.errors, summary.repaired, summary.shards) == (11, 11, 0, 0, 3)
     assert summary.truncated == 1
     assert summary.tokens == sum(min(minilm.tokenizer.count_tokens(text), 256) for text in TEXTS)
 
@@ -79,7 +83,7 @@ def test_batches_stay_within_a_shard(tiny: padless.Encoder, tmp_path: Path) -> N
     """A shard has the bits of its own texts encoded alone: what comes before and after it never matters."""
     texts = [("sun moon river " * (i % 17)).strip() for i in range(103)]
     (tmp_path / "in.txt").write_text("\n".join(texts) + "\n")
-    embed_files(tiny, [tmp_path / "in.txt"], tmp_path / "out", rows_per_shard=25)
+    run_job(EmbeddingTask(tiny), [tmp_path / "in.txt"], tmp_path / "out", rows_per_shard=25)
     parts = sorted((tmp_path / "out").glob("part-*.parquet"))
     assert [pq.read_table(part)["row"].to_pylist() for part in parts] == [
         list(range(first, min(first + 25, 103))) for first in range(0, 103, 25)
@@ -91,7 +95,7 @@ def test_batches_stay_within_a_shard(tiny: padless.Encoder, tmp_path: Path) -> N
 def test_a_second_run_writes_the_same_bytes(tiny: padless.Encoder, tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text('{"text": "sun"}\n{"text": 1}\n{"text": "moon"}\n' * 33)
     for name in ("a", "b"):
-        embed_files(tiny, [tmp_path / "in.jsonl"], tmp_path / name, rows_per_shard=30)
+        run_job(EmbeddingTask(tiny), [tmp_path / "in.jsonl"], tmp_path / name, rows_per_shard=30)
     names = [path.name for path in sorted((tmp_path / "a").iterdir()) if path.name != "summary.json"]
     assert names == ["errors.jsonl", "manifest.json", *(f"part-0000{i}.parquet" for i in range(4)), "shards.jsonl"]
     for name in names:
@@ -103,7 +107,7 @@ def test_shards_file_tells_the_truth(tiny: padless.Encoder, tmp_path: Path) -> N
         '{"text": "the sun"}\n{"text": null}\nbroken\n{"text": "\\ud800"}\n{"text": "moon"}\n'
     )
     out = tmp_path / "out"
-    embed_files(tiny, [tmp_path / "in.jsonl"], out, rows_per_shard=2)
+    run_job(EmbeddingTask(tiny), [tmp_path / "in.jsonl"], out, rows_per_shard=2)
     shards = read_shards(out)
     assert [shard.name for shard in shards] == ["part-00000.parquet", "part-00001.parquet", "part-00002.parquet"]
     assert [(shard.first_row, shard.input_rows, shard.rows) for shard in shards] == [(0, 2, 1), (2, 2, 1), (4, 1, 1)]
@@ -121,7 +125,7 @@ def test_shards_file_tells_the_truth(tiny: padless.Encoder, tmp_path: Path) -> N
 
 def test_torn_last_line_of_the_shards_file_is_no_shard(tiny: padless.Encoder, tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("a\nb\nc\n")
-    embed_files(tiny, [tmp_path / "in.txt"], tmp_path / "out", rows_per_shard=1)
+    run_job(EmbeddingTask(tiny), [tmp_path / "in.txt"], tmp_path / "out", rows_per_shard=1)
     path = tmp_path / "out" / "shards.jsonl"
     whole = path.read_bytes()
     ends = [position + 1 for position, byte in enumerate(whole) if byte == ord("\n")]
@@ -144,7 +148,7 @@ def test_bad_rows_are_recorded_and_their_neighbours_embedded(tiny: padless.Encod
         b'{"text": false, "id": "i"}',
     ]
     path.write_bytes(b"\n".join(lines))
-    summary = embed_files(tiny, [path], tmp_path / "out", id_column="id")
+    summary = run_job(EmbeddingTask(tiny), [path], tmp_path / "out", columns=InputColumns(id="id"))
     table = table_of(tmp_path / "out")
     assert list(zip(table["row"].to_pylist(), table["id"].to_pylist(), strict=True)) == [(0, "a"), (5, "g"), (6, "h")]
     np.testing.assert_allclose(vectors_of(table), tiny.encode(["sun", "x\ufffdy", "river"]), atol=1e-6, rtol=0)
@@ -157,7 +161,7 @@ def test_bad_rows_are_recorded_and_their_neighbours_embedded(tiny: padless.Encod
         (7, "i", "error"),
     ]
     assert all(record["file"] == str(path) and record["reason"] for record in records(tmp_path / "out"))
-    assert (summary.rows, summary.vectors, summary.errors, summary.repaired) == (8, 3, 5, 1)
+    assert (summary.rows, summary.results, summary.errors, summary.repaired) == (8, 3, 5, 1)
 
 
 def test_vector_that_is_not_finite_is_never_written(tiny_folder: Path, tmp_path: Path) -> None:
@@ -174,32 +178,39 @@ def test_vector_that_is_not_finite_is_never_written(tiny_folder: Path, tmp_path:
     encoder = padless.load(folder, device="cpu", dtype="float32")
     texts = ["sun", "the bomb", "moon", "stone and bread"]
     (tmp_path / "in.txt").write_text("\n".join(texts))
-    summary = embed_files(encoder, [tmp_path / "in.txt"], tmp_path / "out")
+    summary = run_job(EmbeddingTask(encoder), [tmp_path / "in.txt"], tmp_path / "out")
     table = table_of(tmp_path / "out")
     assert table["row"].to_pylist() == [0, 2, 3]
     np.testing.assert_allclose(vectors_of(table), encoder.encode([texts[i] for i in (0, 2, 3)]), atol=1e-6, rtol=0)
     (record,) = records(tmp_path / "out")
     assert (record["row"], record["kind"]) == (1, "error")
-    assert record["reason"] == "the model's vector is not finite"
-    assert (summary.vectors, summary.errors) == (3, 1)
+    assert str(record["reason"]).startswith("the model's vector is not finite, nor is that of the eager")
+    assert (summary.results, summary.errors) == (3, 1)
 
 
 def test_manifest_states_the_job(tiny: padless.Encoder, tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_text("n,body\n1,sun\n")
     (tmp_path / "more.jsonl").write_text('{"n": 2, "body": "moon"}\n')
     inputs = [tmp_path / "in.csv", tmp_path / "more.jsonl"]
-    options = EmbedOptions(normalize_embeddings=True, truncate_dim=20)
-    embed_files(tiny, inputs, tmp_path / "out", text_column="body", id_column="n", rows_per_shard=7, options=options)
+    options = EmbeddingOptions(normalize_embeddings=True, truncate_dim=20)
+    run_job(
+        EmbeddingTask(tiny, options), inputs, tmp_path / "out", columns=InputColumns("body", id="n"), rows_per_shard=7
+    )
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     job = manifest["job"]
-    assert manifest["schema"] == 1
+    assert manifest["schema"] == 2
     assert [(entry["name"], entry["format"], entry["bytes"]) for entry in job["inputs"]] == [
         (str(inputs[0]), "csv", 13),
         (str(inputs[1]), "jsonl", 25),
     ]
     assert job["model"]["blake2b"] == fingerprint_model(tiny.folder)
-    assert (job["text_column"], job["id_column"], job["rows_per_shard"], job["dimension"]) == ("body", "n", 7, 20)
-    assert job["options"] == {"prompt_name": None, "normalize_embeddings": True, "truncate_dim": 20}
+    assert (job["text_column"], job["id_column"], job["rows_per_shard"]) == ("body", "n", 7)
+    assert job["columns"] == {"embedding": "fixed_size_list<element: float not null>[20]"}
+    options = {
+        **{"prompt_name": None, "normalize_embeddings": True, "truncate_dim": 20, "max_seq_length": 64},
+        **{"precision": "float32", "long_texts": "truncate", "overlap": 0, "aggregate": "mean"},
+    }
+    assert (job["task"], job["options"]) == ("embedding", options)
     fixed = manifest["fixed"]
     assert (fixed["dtype"], fixed["token_budget"]) == ("float32", tiny.token_budget)
     assert fixed["threads"] == torch.get_num_threads()
@@ -222,7 +233,7 @@ def test_fingerprint_follows_every_model_file(tiny_folder: Path, tmp_path: Path,
 
 def test_summary_file_is_the_summary(tiny: padless.Encoder, tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("sun\nthe moon stood still\n" * 40)
-    summary = embed_files(tiny, [tmp_path / "in.txt"], tmp_path / "out")
+    summary = run_job(EmbeddingTask(tiny), [tmp_path / "in.txt"], tmp_path / "out")
     assert Summary(**json.loads((tmp_path / "out" / "summary.json").read_text())) == summary
     assert summary.tokens == 40 * (3 + 6)
     assert summary.padded_tokens == 80 * 6
@@ -237,8 +248,8 @@ def test_input_without_rows_gives_an_empty_table(tiny: padless.Encoder, tmp_path
         pq.write_table(pa.table({"text": pa.array([], pa.string())}), path)
     else:
         path.write_text("text\n" if name == "in.csv" else "")
-    summary = embed_files(tiny, [path], tmp_path / "out")
-    assert (summary.rows, summary.vectors, summary.tokens) == (0, 0, 0)
+    summary = run_job(EmbeddingTask(tiny), [path], tmp_path / "out")
+    assert (summary.rows, summary.results, summary.tokens) == (0, 0, 0)
     table = table_of(tmp_path / "out")
     assert table.num_rows == 0
     assert table.schema.field("embedding").type.list_size == 32
@@ -247,7 +258,7 @@ def test_input_without_rows_gives_an_empty_table(tiny: padless.Encoder, tmp_path
 def test_shard_of_bad_rows_only(tiny: padless.Encoder, tmp_path: Path) -> None:
     path = tmp_path / "in.parquet"
     pq.write_table(pa.table({"text": ["sun", None, None, None, "moon"]}), path)
-    embed_files(tiny, [path], tmp_path / "out", rows_per_shard=2)
+    run_job(EmbeddingTask(tiny), [path], tmp_path / "out", rows_per_shard=2)
     assert [(shard.rows, shard.errors) for shard in read_shards(tmp_path / "out")] == [(1, 1), (0, 2), (1, 0)]
     assert table_of(tmp_path / "out")["row"].to_pylist() == [0, 4]
 
@@ -255,7 +266,7 @@ def test_shard_of_bad_rows_only(tiny: padless.Encoder, tmp_path: Path) -> None:
 def test_document_far_longer_than_the_model_takes(minilm: padless.Encoder, tmp_path: Path) -> None:
     document = "sun and moon " * 300_000
     (tmp_path / "in.txt").write_text(f"sun\n{document}\nmoon\n")
-    summary = embed_files(minilm, [tmp_path / "in.txt"], tmp_path / "out")
+    summary = run_job(EmbeddingTask(minilm), [tmp_path / "in.txt"], tmp_path / "out")
     assert summary.truncated == 1
     expected = minilm.encode(["sun", "sun and moon " * 300, "moon"])
     np.testing.assert_allclose(vectors_of(table_of(tmp_path / "out")), expected, atol=1e-6, rtol=0)
@@ -266,20 +277,22 @@ def test_document_far_longer_than_the_model_takes(minilm: padless.Encoder, tmp_p
     [
         ({"rows_per_shard": 0}, "rows_per_shard: expected at least 1, got 0"),
         ({"id_column": "row"}, "id_column: 'row' is the name of an output column, expected another name"),
-        ({"options": EmbedOptions(truncate_dim=33)}, "truncate_dim: expected 1 to 32, got 33"),
-        ({"options": EmbedOptions(truncate_dim=0)}, "truncate_dim: expected 1 to 32, got 0"),
+        ({"token_budget": 0}, "token_budget: expected at least 1, got 0"),
+        ({"truncate_dim": 33}, "truncate_dim: expected 1 to 32, got 33"),
+        ({"truncate_dim": 0}, "truncate_dim: expected 1 to 32, got 0"),
         (
-            {"options": EmbedOptions(prompt_name="passage")},
+            {"prompt_name": "passage"},
             "prompt_name: 'passage' is not a prompt of the model; its prompts: document, query",
         ),
     ],
 )
 def test_refused_options_leave_no_trace(
-    tiny: padless.Encoder, tmp_path: Path, arguments: dict[str, object], message: str
+    tiny: padless.Encoder, tmp_path: Path, arguments: dict[str, Any], message: str
 ) -> None:
     (tmp_path / "in.csv").write_text("row,text\n1,a\n")
+    options = {name: arguments.pop(name) for name in ("truncate_dim", "prompt_name") if name in arguments}
     with pytest.raises(padless.OptionError) as caught:
-        embed_files(tiny, [tmp_path / "in.csv"], tmp_path / "out", **arguments)  # pyright: ignore[reportArgumentType]
+        run_job(EmbeddingTask(tiny, EmbeddingOptions(**options)), [tmp_path / "in.csv"], tmp_path / "out", **arguments)
     assert str(caught.value) == message
     assert not (tmp_path / "out").exists()
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 import padless
-from padless.engine.jobs.embed import embed_files
+from padless.engine.jobs.embedding import EmbeddingTask
 from padless.engine.jobs.layout import claim_output
+from padless.engine.jobs.run import run_job
 
 
 @pytest.fixture
@@ -20,20 +21,20 @@ def text(tmp_path: Path) -> Path:
 
 def test_folder_with_a_job_is_refused_and_untouched(tiny: padless.Encoder, text: Path, tmp_path: Path) -> None:
     out = tmp_path / "deep" / "out"
-    embed_files(tiny, [text], out)
+    run_job(EmbeddingTask(tiny), [text], out)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     with pytest.raises(padless.JobError) as caught:
-        embed_files(tiny, [text], out)
-    assert str(caught.value) == f"{out}: already holds a job, expected an empty folder (or --overwrite)"
+        run_job(EmbeddingTask(tiny), [text], out, resume=False)
+    assert str(caught.value) == f"{out}: already holds a job, expected an empty folder, --resume or --overwrite"
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
 def test_overwrite_leaves_nothing_of_the_earlier_job(tiny: padless.Encoder, text: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    embed_files(tiny, [text], out, rows_per_shard=1)
+    run_job(EmbeddingTask(tiny), [text], out, rows_per_shard=1)
     (out / "part-00007.parquet.tmp").write_text("left by a kill")
     text.write_text("river\n")
-    embed_files(tiny, [text], out, overwrite=True)
+    run_job(EmbeddingTask(tiny), [text], out, overwrite=True)
     names = ["errors.jsonl", "manifest.json", "part-00000.parquet", "shards.jsonl", "summary.json"]
     assert sorted(path.name for path in out.iterdir()) == names
     assert (out / "shards.jsonl").read_text().count("\n") == 1
@@ -86,6 +87,18 @@ def test_output_that_is_a_file(tmp_path: Path, text: Path) -> None:
         claim_output(tmp_path / "out", [text], overwrite=True)
 
 
-def test_output_below_a_file(tmp_path: Path, text: Path) -> None:
+def test_output_below_a_file(tiny: padless.Encoder, tmp_path: Path, text: Path) -> None:
     with pytest.raises(padless.JobError, match=r"in\.txt/out: cannot be written \(Not a directory\)"):
-        claim_output(text / "out", [text], overwrite=False)
+        run_job(EmbeddingTask(tiny), [text], text / "out")
+
+
+def test_what_a_job_killed_at_its_very_start_leaves_is_no_obstacle(
+    tiny: padless.Encoder, text: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "manifest.json.tmp").write_text('{"sche')
+    (out / ".lock").write_text("4194304 on a machine long gone\n")
+    assert run_job(EmbeddingTask(tiny), [text], out).results == 2
+    names = ["errors.jsonl", "manifest.json", "part-00000.parquet", "shards.jsonl", "summary.json"]
+    assert sorted(path.name for path in out.iterdir()) == names

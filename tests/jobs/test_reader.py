@@ -10,12 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from padless.engine.jobs.inputs import csv_records
+from padless.engine.jobs.inputs.input_file import InputColumns
 from padless.engine.jobs.inputs.reader import open_inputs, read_rows
 from padless.engine.jobs.inputs.rows import Row
 
 
 def rows(path: Path, text_column: str = "text", id_column: str | None = None) -> list[Row]:
-    return list(read_rows(open_inputs([path], text_column, id_column)))
+    return list(read_rows(open_inputs([path], InputColumns(text_column, id=id_column))))
 
 
 def texts(path: Path) -> list[str | None]:
@@ -203,7 +204,7 @@ def test_parquet_ids_keep_their_type(tmp_path: Path, id_type: pa.DataType) -> No
     path = tmp_path / "in.parquet"
     ids = pa.array([3, None, 1]).cast(id_type)
     pq.write_table(pa.table({"n": ids, "text": ["a", "b", "c"]}), path)
-    (file,) = open_inputs([path], "text", "n")
+    (file,) = open_inputs([path], InputColumns(id="n"))
     assert file.id_type == id_type
     assert [row.id for row in file.rows(0)] == ids.to_pylist()
 

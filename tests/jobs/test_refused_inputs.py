@@ -10,12 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from padless import InputError
+from padless.engine.jobs.inputs.input_file import InputColumns
 from padless.engine.jobs.inputs.reader import open_inputs, read_rows
 
 
 def refusal(*paths: Path, text_column: str = "text", id_column: str | None = None) -> str:
     with pytest.raises(InputError) as caught:
-        open_inputs(paths, text_column, id_column)
+        open_inputs(paths, InputColumns(text_column, id=id_column))
     message = str(caught.value)
     assert len(message.splitlines()) == 1
     return message

@@ -12,9 +12,10 @@ import pytest
 
 import padless
 from padless import InputError, OptionError
-from padless.engine.jobs.embed import embed_files
+from padless.engine.jobs.embedding import EmbeddingTask
 from padless.engine.jobs.inputs.reader import open_inputs, read_rows
 from padless.engine.jobs.inputs.sources import find_sources
+from padless.engine.jobs.run import run_job
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -57,9 +58,9 @@ def test_outputs_of_jobs_are_no_inputs(tiny: padless.Encoder, tmp_path: Path) ->
     """A job may write below the folder it reads, and run again."""
     data = tmp_path / "data"
     touch(data, "in.txt")
-    embed_files(tiny, [data], data / "out")
+    run_job(EmbeddingTask(tiny), [data], data / "out")
     assert found(data, data) == ["in.txt"]
-    summary = embed_files(tiny, [data], data / "out", overwrite=True)
+    summary = run_job(EmbeddingTask(tiny), [data], data / "out", overwrite=True)
     assert summary.rows == 1
     touch(data, "out/below/x.txt")
     assert found(data, data) == ["in.txt"]
@@ -67,7 +68,7 @@ def test_outputs_of_jobs_are_no_inputs(tiny: padless.Encoder, tmp_path: Path) ->
 
 def test_shards_of_a_job_named_itself_are_inputs(tiny: padless.Encoder, tmp_path: Path) -> None:
     touch(tmp_path, "in.txt")
-    embed_files(tiny, [tmp_path / "in.txt"], tmp_path / "out")
+    run_job(EmbeddingTask(tiny), [tmp_path / "in.txt"], tmp_path / "out")
     assert (tmp_path / "out" / "errors.jsonl").exists()
     assert found(tmp_path, tmp_path / "out") == ["out/part-00000.parquet"]
 

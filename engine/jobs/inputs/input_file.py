@@ -12,7 +12,7 @@ from ...errors import InputError, OptionError
 from .rows import Row
 from .sources import Source
 
-__all__ = ["InputColumns", "InputFile"]
+__all__ = ["TEXTS", "InputColumns", "InputFile"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,10 @@ class InputColumns:
         """Every column that is read, each once."""
         found = [self.text, self.pair, self.id, *self.kept]
         return list(dict.fromkeys(column for column in found if column is not None))
+
+
+TEXTS = InputColumns()
+"""A column named "text", and nothing else."""
 
 
 class InputFile(ABC):

@@ -8,7 +8,7 @@ from pathlib import Path
 from .arrow_input import ArrowInput
 from .carried import id_type, kept_fields
 from .csv_input import CsvInput
-from .input_file import InputColumns, InputFile
+from .input_file import TEXTS, InputColumns, InputFile
 from .json_lines_input import JsonLinesInput
 from .parquet_input import ParquetInput
 from .plain_text_input import PlainTextInput
@@ -29,8 +29,7 @@ _CLASSES: dict[str, Callable[[Source, InputColumns], InputFile]] = {
 
 def open_inputs(
     sources: Sequence[str | Path],
-    columns: InputColumns | str = "text",
-    id_column: str | None = None,
+    columns: InputColumns = TEXTS,
     *,
     input_format: str | None = None,
 ) -> tuple[InputFile, ...]:
@@ -39,8 +38,7 @@ def open_inputs(
     Args:
         sources: files, folders, globs and "-", as `find_sources` takes them; their rows are numbered through in this
             order.
-        columns: what the job reads; a string is the text column alone.
-        id_column: the id column where `columns` is a string.
+        columns: what the job reads.
         input_format: the format of standard input and of files whose suffix tells none.
 
     Raises:
@@ -48,8 +46,6 @@ def open_inputs(
             the id or carried columns of two files are of types that no one type holds.
         OptionError: if there is no such format.
     """
-    if isinstance(columns, str):
-        columns = InputColumns(columns, id=id_column)
     files = tuple(_CLASSES[source.format](source, columns) for source in find_sources(sources, input_format))
     id_type(files)
     kept_fields(files, columns)

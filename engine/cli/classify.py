@@ -1,0 +1,82 @@
+"""`padless classify`: files of texts or pairs in, labels and scores out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from . import job_options as of
+from .choices import Backend, Device, Dtype
+from .job_command import JobArguments, run_command
+
+if TYPE_CHECKING:
+    from ..jobs.task import JobTask
+
+__all__ = ["classify"]
+
+
+def classify(
+    inputs: of.Inputs,
+    output: of.Output,
+    model: of.Model,
+    text_column: of.TextColumn = "text",
+    pair_column: of.PairColumn = None,
+    id_column: of.IdColumn = None,
+    keep: of.Keep = None,
+    top_k: Annotated[
+        int | None, typer.Option(min=1, help="Labels of a row, in lists; the likeliest by itself if not given.")
+    ] = None,
+    all_labels: Annotated[bool, typer.Option("--all-labels", help="All labels of a row, in lists.")] = False,
+    function_to_apply: Annotated[
+        Literal["softmax", "sigmoid", "none"] | None,
+        typer.Option(help="What makes scores of the model's logits; by the kind of problem if not given."),
+    ] = None,
+    long_texts: Annotated[
+        Literal["truncate", "error", "chunk"],
+        typer.Option(help="Texts longer than the model takes: cut and marked, an error, or seen whole in pieces."),
+    ] = "truncate",
+    overlap: Annotated[int, typer.Option(min=0, help="Of chunk: tokens that a piece repeats.")] = 0,
+    aggregate: Annotated[
+        Literal["mean", "max", "each"], typer.Option(help="Of chunk: what becomes of the pieces' scores.")
+    ] = "mean",
+    input_format: of.InputFormat = None,
+    rows_per_shard: of.RowsPerShard = 50_000,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    backend: Backend = "auto",
+    token_budget: of.TokenBudget = None,
+    resume: of.Resume = True,
+    overwrite: of.Overwrite = False,
+    log_json: of.LogJson = False,
+    quiet: of.Quiet = False,
+) -> None:
+    """Classify files of texts, or of pairs of texts, into Parquet shards.
+
+    Every row of the files IN gets a label and its score, columns label and score of the shards in the folder OUT; with
+    --top-k or --all-labels they are lists, labels and scores, likeliest first. Classes, several labels at once and
+    regressions are told apart by the model's configuration. All else is as in padless embed: what the folder holds,
+    how a stopped job goes on, exit codes.
+
+    \b
+        padless classify reviews.jsonl out/ --model path/to/model --text-column review
+        padless classify pairs.parquet out/ -m path/to/nli --text-column premise --pair-column hypothesis --all-labels
+    """
+
+    def make_task(device: str, dtype: str) -> JobTask:
+        from ..jobs.answering import AnsweringTask
+        from ..loading import load
+
+        task = load(model, task="text-classification", device=device, dtype=dtype, backend=backend)
+        options: dict[str, Any] = {"long_texts": long_texts, "overlap": overlap, "aggregate": aggregate}
+        if all_labels or top_k is not None:
+            options["top_k"] = None if all_labels else top_k
+        if function_to_apply is not None:
+            options["function_to_apply"] = function_to_apply
+        return AnsweringTask(task, options)
+
+    given = JobArguments(
+        inputs, output, text_column, pair_column, id_column, keep or (), input_format, rows_per_shard, device, dtype,
+        token_budget, resume, overwrite, log_json, quiet,
+    )  # fmt: skip
+    run_command(given, make_task)

@@ -1,0 +1,65 @@
+"""Options of the commands that run a job, declared once so that they read the same everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+__all__ = [
+    "IdColumn",
+    "InputFormat",
+    "Inputs",
+    "Keep",
+    "LogJson",
+    "Model",
+    "Output",
+    "Overwrite",
+    "PairColumn",
+    "Quiet",
+    "Resume",
+    "RowsPerShard",
+    "TextColumn",
+    "TokenBudget",
+]
+
+Inputs = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="IN",
+        help="Parquet, JSONL, CSV, TSV, Arrow or text files, compressed or not; folders, quoted globs, or - for "
+        "standard input.",
+    ),
+]
+Output = Annotated[
+    Path,
+    typer.Argument(
+        metavar="OUT",
+        help="Folder for the shards; empty, absent, or of the same job. - writes a JSON object a row to standard "
+        "output instead.",
+    ),
+]
+Model = Annotated[str, typer.Option("--model", "-m", help="Model folder, or org/name under $PADLESS_MODELS.")]
+TextColumn = Annotated[str, typer.Option(help="Column or field that holds the text.")]
+PairColumn = Annotated[str | None, typer.Option(help="Column of the second texts, or of lists of them.")]
+IdColumn = Annotated[str | None, typer.Option(help="Column of integers or strings to carry into the output.")]
+Keep = Annotated[
+    list[str] | None, typer.Option("--keep", metavar="COLUMN", help="Carry this column into the output; repeatable.")
+]
+InputFormat = Annotated[
+    Literal["parquet", "arrow", "jsonl", "csv", "tsv", "text"] | None,
+    typer.Option(help="Format of standard input (jsonl if not given) and of files whose suffix tells none."),
+]
+RowsPerShard = Annotated[int, typer.Option(min=1, help="Input rows a shard covers.")]
+TokenBudget = Annotated[
+    int | None, typer.Option(min=1, help="Most tokens in one batch; found from the free memory if not given.")
+]
+Resume = Annotated[
+    bool, typer.Option("--resume/--no-resume", help="Go on with the job that OUT holds, if it is the same job.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Remove an earlier job's files from OUT first.")]
+LogJson = Annotated[
+    bool, typer.Option("--log-json", help="Tell progress as JSON, an object a line on stderr; no bar, no summary.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar and no summary.")]

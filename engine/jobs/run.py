@@ -1,0 +1,259 @@
+"""Files in, shards of results out: the runner of jobs, whatever the task computes.
+
+The life of a shard: read a window of rows, compute its good ones, write them; when the shard's last row is through,
+give the file its name, append its bad rows to errors.jsonl, append its line to shards.jsonl. Only that line makes it
+exist. docs/jobs.md tells the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from ..errors import JobError, OptionError
+from .budget import token_budget as budget_for
+from .durable import writing
+from .identity import describe_job, environment, foreign_environment, refuse_other_fixed, refuse_other_job
+from .inputs.input_file import TEXTS, InputColumns, InputFile
+from .inputs.reader import id_type, kept_fields, open_inputs, read_rows
+from .layout import SUMMARY, check_output, claim_output
+from .lock import FolderLock
+from .manifest import Manifest, ShardRecord, read_manifest, read_summary, write_manifest, write_summary
+from .report import Report
+from .resume import committed_shards, remove_uncommitted
+from .summary import Summary, summarise
+from .task import JobTask
+from .watch import InputWatch
+from .windows import WINDOW_CHARACTERS, WINDOW_ROWS, cut_windows
+from .writer import shard_schema
+
+__all__ = ["ROWS_PER_SHARD", "check_job", "check_pairs", "fixed_before", "run_job"]
+
+ROWS_PER_SHARD = 50_000
+
+
+def check_job(
+    inputs: Sequence[str | Path],
+    output: str | Path,
+    *,
+    columns: InputColumns = TEXTS,
+    input_format: str | None = None,
+    rows_per_shard: int = ROWS_PER_SHARD,
+    resume: bool = True,
+    overwrite: bool = False,
+) -> tuple[InputFile, ...]:
+    """Every check of a job that needs no model, changing nothing; `run_job` makes them again.
+
+    Raises:
+        InputError, OptionError, JobError: as `run_job` does.
+    """
+    if rows_per_shard < 1:
+        raise OptionError(f"rows_per_shard: expected at least 1, got {rows_per_shard}")
+    if "row" in (columns.id, *columns.kept):
+        raise OptionError("'row' is the name of an output column, expected another name for an input's")
+    files = open_inputs(inputs, columns, input_format=input_format)
+    if resume and not overwrite and not all(file.rereadable for file in files):
+        _refuse_to_resume(Path(output))
+    check_output(Path(output), [file.path for file in files], overwrite=overwrite, resume=resume)
+    return files
+
+
+def _refuse_to_resume(output: Path) -> None:
+    if read_manifest(output) is not None:
+        raise JobError(
+            f"{output}: holds a job already, and standard input cannot be read again to go on with it; "
+            "expected an empty folder, or --overwrite"
+        )
+
+
+def fixed_before(output: str | Path) -> dict[str, Any]:
+    """What the first run of the job in `output` fixed: dtype, device, token_budget, threads; empty without a job.
+
+    Raises:
+        JobError: its manifest cannot be read.
+    """
+    manifest = read_manifest(Path(output))
+    return {} if manifest is None else dict(manifest.fixed)
+
+
+def run_job(
+    task: JobTask,
+    inputs: Sequence[str | Path],
+    output: str | Path,
+    *,
+    columns: InputColumns = TEXTS,
+    input_format: str | None = None,
+    rows_per_shard: int = ROWS_PER_SHARD,
+    token_budget: int | None = None,
+    resume: bool = True,
+    overwrite: bool = False,
+    report: Report | None = None,
+) -> Summary:
+    """Compute a result for every row of the inputs, into Parquet shards in the folder `output`.
+
+    A bad row (null, no string, malformed, not UTF-8, with a result that is not finite or no memory for it) costs
+    itself only: it is recorded in errors.jsonl and the job goes on. Memory is bounded by a few windows of rows, not by
+    the inputs. A job that was stopped, in whatever way, goes on where it was, to the bytes of an unbroken run.
+
+    Args:
+        task: what is computed, with the model it is computed by.
+        inputs: files, folders, globs and "-", as of `open_inputs`; their rows are numbered through in this order.
+        output: a folder that is empty, absent, or holds the same job.
+        columns: what is read of each row: what is computed on, and what is carried into the shards.
+        input_format: the format of standard input and of files whose suffix tells none.
+        rows_per_shard: input rows a shard covers.
+        token_budget: most tokens in a batch; None finds it from the free memory, or takes that of the first run.
+        resume: go on with the job that `output` holds; a finished one is left as it is.
+        overwrite: remove an earlier job's files from `output` first.
+        report: is told how the job goes.
+
+    Raises:
+        InputError: an input is missing, unreadable, of an unknown format, lacks a column, or changes meanwhile.
+        OptionError: an argument is out of range, or the model has no such prompt.
+        JobError: `output` is unusable, in use, or holds another job, or the disk refuses.
+    """
+    from .shard_run import ShardRun  # brings torch: not needed to check a job
+
+    report = report or Report()
+    folder = Path(output)
+    files = check_job(
+        inputs,
+        output,
+        columns=columns,
+        input_format=input_format,
+        rows_per_shard=rows_per_shard,
+        resume=resume,
+        overwrite=overwrite,
+    )
+    check_pairs(task, columns)
+    if token_budget is not None and token_budget < 1:
+        raise OptionError(f"token_budget: expected at least 1, got {token_budget}")
+    watch = InputWatch(files)
+    id_field = None if columns.id is None else pa.field(columns.id, id_type(files))
+    carried = kept_fields(files, columns)
+    schema = shard_schema(task.fields, id_field, carried)
+    job = describe_job(task, files, columns=columns, rows_per_shard=rows_per_shard)
+    wanted = {"dtype": task.dtype, "device": task.device.split(":")[0], "token_budget": token_budget}
+    goes_on = resume and not overwrite
+    if goes_on and (summary := _finished(folder, job, wanted, rows_per_shard, report)) is not None:
+        return summary
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with FolderLock(folder):
+        manifest = read_manifest(folder) if goes_on else None
+        shards: list[ShardRecord] = []
+        if manifest is None:
+            claim_output(folder, [file.path for file in files], overwrite=overwrite)
+            manifest = Manifest(job, _fix(task, token_budget), environment(task))
+            write_manifest(folder, manifest)
+        else:
+            refuse_other_job(folder, manifest, job)
+            refuse_other_fixed(folder, manifest, wanted)
+            shards = committed_shards(folder, rows_per_shard, digests=True)
+            if (told := foreign_environment(manifest, task)) is not None:
+                report.note(f"{folder}: {told}")
+        remove_uncommitted(folder, shards)
+        task.token_budget = manifest.fixed["token_budget"]
+        with _threads(manifest.fixed["threads"]), report:
+            rows_done = sum(shard.input_rows for shard in shards)
+            report.begin({**_facts(task, manifest), "rows_done": rows_done, "shards_done": len(shards)})
+            run = ShardRun(
+                task,
+                folder,
+                files,
+                watch,
+                schema,
+                has_id=id_field is not None,
+                carried=len(carried),
+                rows_per_shard=rows_per_shard,
+                report=report,
+            )
+            windows = cut_windows(
+                read_rows(files, rows_done),
+                rows_per_shard,
+                manifest.fixed["window_rows"],
+                manifest.fixed["window_characters"],
+            )
+            seconds = run.run(windows, first_shard=len(shards))
+            summary = summarise(
+                folder,
+                task,
+                [*shards, *run.shards],
+                resumed=len(shards),
+                seconds=seconds,
+                stages=run.stages,
+                threads=manifest.fixed["threads"],
+                versions={name: environment(task)[name] for name in ("padless", "python", "torch", "pyarrow")},
+            )
+            watch.check()
+            write_summary(folder, asdict(summary))
+            report.finish(asdict(summary))
+    return summary
+
+
+def _finished(
+    folder: Path, job: dict[str, Any], wanted: dict[str, Any], rows_per_shard: int, report: Report
+) -> Summary | None:
+    """The summary of this very job, if `folder` holds it and it is finished; nothing is written."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return None
+    refuse_other_job(folder, manifest, job)
+    refuse_other_fixed(folder, manifest, wanted)
+    content = read_summary(folder)
+    if content is None:
+        return None
+    committed_shards(folder, rows_per_shard, digests=False)
+    try:
+        summary = Summary(**content)
+    except TypeError as error:
+        raise JobError(f"{folder / SUMMARY}: is not the summary of a job ({error})") from error
+    report.note(f"{folder}: this job is finished already, nothing is left to do")
+    return summary
+
+
+def check_pairs(task: JobTask, columns: InputColumns) -> None:
+    """Raise OptionError where a pair column is missing, or is of no use."""
+    if task.paired and columns.pair is None:
+        raise OptionError(f"pair_column: expected the column of the second texts, which {task.name} needs, got none")
+    if task.paired is False and columns.pair is not None:
+        raise OptionError(f"pair_column: {task.name} has no use for one, got {columns.pair!r}")
+
+
+def _fix(task: JobTask, token_budget: int | None) -> dict[str, Any]:
+    """What the bits of a result depend on beside the job itself, chosen at the first run."""
+    import torch
+
+    return {
+        "dtype": task.dtype,
+        "device": task.device.split(":")[0],
+        "token_budget": budget_for(task) if token_budget is None else token_budget,
+        "threads": torch.get_num_threads(),
+        "window_rows": WINDOW_ROWS,
+        "window_characters": WINDOW_CHARACTERS,
+    }
+
+
+def _facts(task: JobTask, manifest: Manifest) -> dict[str, Any]:
+    """What a listener is told at the start."""
+    return {"task": task.name, "inputs": [file["name"] for file in manifest.job["inputs"]], **manifest.fixed}
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Have torch compute in so many threads: how products are split over them may change bits."""
+    import torch
+
+    before = torch.get_num_threads()
+    if before != count:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        if before != count:
+            torch.set_num_threads(before)

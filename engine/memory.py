@@ -1,0 +1,81 @@
+"""Batches that run out of memory are computed in halves, down to one text."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .batch import PackedBatch, TokenizedTexts, pack
+from .errors import MemoryLimitError
+
+__all__ = ["SplitOnOutOfMemory", "is_out_of_memory"]
+
+_MESSAGES = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+"""How allocators complain that raise no type of their own."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory was short, on a GPU or on the host."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(message in str(error) for message in _MESSAGES)
+
+
+class SplitOnOutOfMemory:
+    """Computes batches; one that runs out of memory is computed in halves. Safe to call from several threads.
+
+    What was too large once is not tried again by the same object: later batches are split to fit beforehand.
+
+    Attributes:
+        splits: batches that ran out of memory.
+    """
+
+    def __init__(self, run: Callable[[PackedBatch], Tensor], device: torch.device) -> None:
+        self._run, self._device = run, device
+        self._lock = threading.Lock()
+        self._most_tokens: int | None = None
+        self.splits = 0
+
+    def __call__(self, rows: np.ndarray, tokenised: TokenizedTexts, chosen: np.ndarray) -> Tensor:
+        """Results of the texts `chosen`, float32 `[len(chosen), ...]` on the CPU.
+
+        Args:
+            rows: of each tokenised text, which of the caller's texts it is.
+            tokenised: token ids.
+            chosen: indices into `tokenised`, the batch.
+
+        Raises:
+            MemoryLimitError: a text does not fit alone.
+        """
+        tokens = int(tokenised.lengths[chosen].sum())
+        if len(chosen) == 1 or self._most_tokens is None or tokens <= self._most_tokens:
+            results, reason = self._attempt(tokenised, chosen)
+            if results is not None:
+                return results
+            # Only here are the failed attempt's tensors gone: its traceback held them.
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+            if len(chosen) == 1:
+                raise MemoryLimitError(int(rows[chosen[0]]), tokens, reason)
+            with self._lock:
+                self.splits += 1
+                self._most_tokens = min(self._most_tokens or tokens, max(tokens // 2, 1))
+        middle = len(chosen) // 2
+        return torch.cat([self(rows, tokenised, half) for half in (chosen[:middle], chosen[middle:])])
+
+    def _attempt(self, tokenised: TokenizedTexts, chosen: np.ndarray) -> tuple[Tensor | None, str]:
+        try:
+            with torch.no_grad():
+                return self._run(pack(tokenised, chosen)).to("cpu", torch.float32), ""
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return None, (str(error) or type(error).__name__).splitlines()[0][:200]
