@@ -15,19 +15,20 @@ CPU; `OMP_NUM_THREADS` is its `num_cpus`. See docs/ray.md.
 from __future__ import annotations
 
 import os
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import torch
 
-from ..encoder import Encoder
-from ..errors import InputError, OptionError
-from ..jobs.inputs.rows import Row
-from ..jobs.shapes import shape_of
+from ..encoder import Encoder, EncodeStats
+from ..errors import OptionError
+from ..jobs.answering import AnsweringTask
+from ..jobs.embedding import EmbeddingOptions, EmbeddingTask
+from ..jobs.finite import not_finite
+from ..jobs.task import Answers
 from ..loading import load
 from ..tasks.task import Task
 from .tables import appended, rows_of
@@ -36,31 +37,32 @@ __all__ = ["ERROR_COLUMN", "AnswerBatches", "EmbedBatches"]
 
 ERROR_COLUMN = "padless_error"
 
-Results = tuple[list[pa.Array], dict[int, str]]
-"""A column for each field, a value for each row; and why there is none, by index into the rows."""
+NOT_FINITE = "the model's results are not finite"
 
 
-class _Batches(ABC):
-    """Adds columns to a table: a null in them, and the reason in the column of errors, where a row has no result.
-
-    Pickled it is its arguments: the copy loads the model again.
+class _Batches:
+    """Adds the results of a job's task to a table: null in them, and the reason in the column of errors, where a row
+    has none. Pickled it is its arguments: the copy loads the model again.
     """
 
-    fields: tuple[pa.Field, ...]
-
-    def __init__(self, text_column: str, pair_column: str | None, error_column: str, arguments: dict[str, Any]) -> None:
-        self._text_column, self._pair_column, self._error_column = text_column, pair_column, error_column
+    def __init__(
+        self,
+        task: EmbeddingTask | AnsweringTask,
+        names: Mapping[str, str],
+        columns: tuple[str, str | None, str],
+        token_budget: int | None,
+        arguments: dict[str, Any],
+    ) -> None:
+        """Take the task, the columns of its results by its own names, those of texts, pairs and errors."""
+        self.task = task
+        self.fields = tuple(field.with_name(names[field.name]).with_nullable(True) for field in task.fields)
+        self._text_column, self._pair_column, self._error_column = columns
         self._arguments = arguments
-        names = [text_column, *([] if pair_column is None else [pair_column]), error_column]
-        names += [field.name for field in self.fields]
-        if repeated := sorted({name for name in names if names.count(name) > 1}):
-            raise OptionError(
-                f"columns: expected different names, got {repeated[0]!r} twice among {', '.join(map(repr, names))}"
-            )
-
-    @abstractmethod
-    def results(self, rows: Sequence[Row]) -> Results:
-        """The results of rows that have a text."""
+        task.token_budget = token_budget or task.token_budget
+        all_names = [name for name in (*columns, *(field.name for field in self.fields)) if name is not None]
+        if repeated := sorted({name for name in all_names if all_names.count(name) > 1}):
+            listed = ", ".join(map(repr, all_names))
+            raise OptionError(f"columns: expected different names, got {repeated[0]!r} twice among {listed}")
 
     def __reduce__(self) -> tuple[Any, tuple[()]]:
         return partial(type(self), **self._arguments), ()
@@ -73,7 +75,11 @@ class _Batches(ABC):
         """
         rows = rows_of(batch, self._text_column, self._pair_column)
         good = [row for row in rows if row.text is not None]
-        columns, bad = self.results(good)
+        if good:
+            answers = self.task.run(good, EncodeStats(), lambda texts, tokens: None)
+        else:
+            answers = Answers([pa.nulls(0, field.type) for field in self.fields])
+        bad = {**dict.fromkeys(not_finite(answers.columns).tolist(), NOT_FINITE), **answers.bad}
         errors = [row.reason or None for row in rows]
         places: list[int | None] = [None] * len(rows)
         for place, row in enumerate(good):
@@ -82,15 +88,16 @@ class _Batches(ABC):
             else:
                 places[row.number] = place
         taken = pa.array(places, pa.int64())
-        found = {field.name: column.take(taken) for field, column in zip(self.fields, columns, strict=True)}
+        found = {field.name: column.take(taken) for field, column in zip(self.fields, answers.columns, strict=True)}
         return appended(batch, {**found, self._error_column: pa.array(errors, pa.string())})
 
 
 class EmbedBatches(_Batches):
     """Adds a vector to every row of a table: column `embedding`, fixed_size_list<float32>[dimension].
 
-    A row without one (its text is null, no string or not UTF-8, or the model's vector is not finite) has null there and
-    the reason in the column `padless_error`, which is null in all other rows. Rows and their other columns stay as
+    A row without one has null there and the reason in the column `padless_error`, which is null in all other rows: its
+    text is null, no string, not UTF-8 or too large for the memory, or the model's vector is not finite, not even in
+    float32. Rows and their other columns stay as
     they are, in their order. Safe to call from several threads.
 
     Args:
@@ -98,9 +105,9 @@ class EmbedBatches(_Batches):
         text_column: the column to embed.
         embedding_column: name of the column of vectors.
         error_column: name of the column of reasons.
-        prompt_name, normalize_embeddings, truncate_dim, overlap: as of `Encoder.encode`.
-        long_texts: "truncate" or "chunk", as of `Encoder.encode`.
+        prompt_name, normalize_embeddings, truncate_dim, long_texts, overlap: as of `Encoder.encode`.
         aggregate: "mean" or "max", as of `Encoder.encode`.
+        precision: "float32", "float16", "binary" or "ubinary", as of `Encoder.encode`.
         token_budget: most tokens in a batch on the device; None is what fits the type of device.
         num_threads: threads on a CPU; None is what `OMP_NUM_THREADS` says, which Ray sets to the actor's `num_cpus`,
             and else torch's own number.
@@ -124,6 +131,7 @@ class EmbedBatches(_Batches):
         long_texts: str = "truncate",
         overlap: int = 0,
         aggregate: str = "mean",
+        precision: str = "float32",
         token_budget: int | None = None,
         num_threads: int | None = None,
         **load_options: Any,
@@ -131,33 +139,22 @@ class EmbedBatches(_Batches):
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         arguments |= arguments.pop("load_options")
         _check(load_options, token_budget)
-        # What would be no vector, or an end of the whole batch.
-        if long_texts not in ("truncate", "chunk"):
-            raise OptionError(f"long_texts: expected 'truncate' or 'chunk', got {long_texts!r}")
-        if aggregate not in ("mean", "max"):
-            raise OptionError(f"aggregate: expected 'mean' or 'max', got {aggregate!r}")
+        options = EmbeddingOptions(
+            prompt_name=prompt_name,
+            normalize_embeddings=normalize_embeddings,
+            truncate_dim=truncate_dim,
+            precision=precision,
+            long_texts=long_texts,
+            overlap=overlap,
+            aggregate=aggregate,
+        )
         _use_threads(num_threads)
-        self.encoder: Encoder = load(model, task="embedding", **load_options)
-        self.encoder.token_budget = token_budget or self.encoder.token_budget
-        self._options: dict[str, Any] = {
-            "prompt_name": prompt_name,
-            "normalize_embeddings": normalize_embeddings,
-            "truncate_dim": truncate_dim,
-            "long_texts": long_texts,
-            "overlap": overlap,
-            "aggregate": aggregate,
-        }
+        encoder: Encoder = load(model, task="embedding", **load_options)
         # Without texts, but every option is checked: a wrong one ends the actor, not its first batch.
-        width = self.encoder.encode([], **self._options).shape[1]
-        self.fields = (pa.field(embedding_column, pa.list_(pa.field("element", pa.float32(), nullable=False), width)),)
-        super().__init__(text_column, None, error_column, arguments)
-
-    def results(self, rows: Sequence[Row]) -> Results:
-        texts = [row.text for row in rows if row.text is not None]
-        vectors = self.encoder.encode(texts, check_finite=False, **self._options)
-        unusable = np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist()
-        column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), type=self.fields[0].type)
-        return [column], dict.fromkeys(unusable, "the model's vector is not finite")
+        encoder.encode([], **asdict(options))
+        columns = text_column, None, error_column
+        names = {"embedding": embedding_column}
+        super().__init__(EmbeddingTask(encoder, options), names, columns, token_budget, arguments)
 
 
 class AnswerBatches(_Batches):
@@ -198,39 +195,16 @@ class AnswerBatches(_Batches):
         arguments |= arguments.pop("load_options")
         _check(load_options, token_budget)
         _use_threads(num_threads)
-        found = load(model, task=task, **load_options)
+        found: Any = load(model, task=task, **load_options)
         if not isinstance(found, Task):
             raise OptionError(f"task: {task!r} is embeddings for {model}, expected another task; see EmbedBatches")
-        self.task: Task[Any, Any] = found
-        self.task.loaded.token_budget = token_budget or self.task.loaded.token_budget
-        self._options = self.task.options(options or {})
-        self._shape = shape_of(self.task.name, self._options)
-        if self._shape.paired is True and pair_column is None:
-            raise OptionError(f"pair_column: {self.task.name} needs one, got None")
-        if self._shape.paired is False and pair_column is not None:
-            raise OptionError(f"pair_column: {self.task.name} has no use for one, got {pair_column!r}")
-        self.fields = tuple(field.with_name(prefix + field.name) for field in self._shape.fields)
-        super().__init__(text_column, pair_column, error_column, arguments)
-
-    def results(self, rows: Sequence[Row]) -> Results:
-        items, bad = [], {}
-        for place, row in enumerate(rows):
-            try:
-                items.append((place, self.task.read([self._shape.item(row)], {})[0][0]))
-            except InputError as error:
-                bad[place] = str(error).removeprefix("row 0: ")
-        values: list[tuple[Any, ...] | None] = [None] * len(rows)
-        answers = self.task.answers((item for _, item in items), self._options)
-        for (place, _), answer in zip(items, answers, strict=True):
-            if isinstance(answer, InputError):
-                bad[place] = str(answer)
-            else:
-                values[place] = self._shape.values(answer)
-        columns = [
-            pa.array([None if found is None else found[number] for found in values], field.type)
-            for number, field in enumerate(self.fields)
-        ]
-        return columns, bad
+        answering = AnsweringTask(found, options)
+        if answering.paired is True and pair_column is None:
+            raise OptionError(f"pair_column: {found.name} needs one, got None")
+        if answering.paired is False and pair_column is not None:
+            raise OptionError(f"pair_column: {found.name} has no use for one, got {pair_column!r}")
+        names = {field.name: prefix + field.name for field in answering.fields}
+        super().__init__(answering, names, (text_column, pair_column, error_column), token_budget, arguments)
 
 
 def _check(load_options: Mapping[str, Any], token_budget: int | None) -> None:

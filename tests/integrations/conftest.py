@@ -6,6 +6,7 @@ import json
 import string
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,15 +46,9 @@ def _saved(folder: Path, model_class: str, labels: int) -> Path:
     letters = [*string.ascii_lowercase, *string.digits]
     special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
     vocabulary = [*special, *WORDS, *letters, *(f"##{letter}" for letter in letters)]
-    config = transformers.BertConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=64,
-        num_labels=labels,
-    )
+    sizes: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes |= {"intermediate_size": 64, "max_position_embeddings": 64, "num_labels": labels}
+    config = transformers.BertConfig(vocab_size=len(vocabulary), **sizes)
     with torch.random.fork_rng():
         torch.manual_seed(20261122)
         model = getattr(transformers, model_class)(config)
