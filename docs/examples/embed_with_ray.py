@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--dtype", default="auto", help="what the model computes in")
     options.add_argument("--workers", type=int, default=2, help="actors, each with a model of its own")
     options.add_argument("--cpus-per-worker", type=float, default=1, help="torch uses as many threads")
-    options.add_argument("--gpus-per-worker", type=float, default=0, help="1 gives each worker a GPU of its own")
+    options.add_argument("--gpus-per-worker", type=float, default=0, help="1 gives each worker a GPU; 0 is the CPU")
     options.add_argument("--batch-size", type=int, default=4096, help="rows handed to a worker at a time")
     options.add_argument("--block-mib", type=float, default=128, help="what is read, and written as a file, at a time")
     options.add_argument("--address", help="auto joins the running cluster; a local one where not given")
@@ -110,6 +110,8 @@ def run(
             "prompt_name": options.prompt_name,
             "normalize_embeddings": options.normalize,
             "dtype": options.dtype,
+            # Where Ray gives an actor no GPU, it hides none either.
+            "device": "cuda" if options.gpus_per_worker else "cpu",
         },
         batch_format="pyarrow",
         batch_size=options.batch_size,
@@ -168,24 +170,26 @@ def job_of(options: argparse.Namespace, model: Path, files: list[fs.FileInfo]) -
 
 
 def claim(target: fs.FileSystem, output: str, job: dict[str, Any]) -> None:
-    """Write OUTPUT/job.json, or find the same job in it.
+    """Write OUTPUT/job.json, unless the same job is in it; one that wrote nothing makes room for another.
 
     Raises:
-        JobError: OUTPUT belongs to another job.
+        JobError: OUTPUT has rows of another job.
     """
     path = f"{output}/job.json"
-    content = json.dumps(job, indent=1).encode()
-    if target.get_file_info(path).type == fs.FileType.NotFound:
-        target.create_dir(output, recursive=True)
-        with target.open_output_stream(f"{path}.tmp") as stream:
-            stream.write(content)
-        target.move(f"{path}.tmp", path)
-        return
-    with target.open_input_stream(path) as stream:
-        earlier = json.loads(stream.read())
-    for name, value in job.items():
-        if earlier.get(name) != value:
-            raise JobError(f"{output}: another job with another {name} began here; name another output, or remove it")
+    if target.get_file_info(path).type != fs.FileType.NotFound:
+        with target.open_input_stream(path) as stream:
+            earlier = json.loads(stream.read())
+        changed = [name for name, value in job.items() if earlier.get(name) != value]
+        if not changed:
+            return
+        if parquet_files(target, f"{output}/checkpoint") or parquet_files(target, f"{output}/vectors"):
+            raise JobError(
+                f"{output}: holds rows of a job with another {changed[0]}; name another output, or remove it"
+            )
+    target.create_dir(output, recursive=True)
+    with target.open_output_stream(f"{path}.tmp") as stream:
+        stream.write(json.dumps(job, indent=1).encode())
+    target.move(f"{path}.tmp", path)
 
 
 def check_cpus(options: argparse.Namespace, available: float) -> None:

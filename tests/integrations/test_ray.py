@@ -241,7 +241,7 @@ def test_no_process_is_left(job: Job) -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        (["--normalize"], "another job with another normalize began here; name another output, or remove it"),
+        (["--normalize"], "holds rows of a job with another normalize, expected an output of its own"),
         (["--text-column", "id"], "column 'id' has type int64, expected string"),
         (["--text-column", "txt"], "no column 'txt'; columns found: id, text, left out"),
         (["--carry", "id", "body"], "no column 'body'; columns found: id, text, left out"),
@@ -267,3 +267,16 @@ def test_workers_leave_room_for_what_ray_does_itself() -> None:
     script["check_cpus"](options, 6.5)
     with pytest.raises(padless.OptionError, match=r"are 6\.5, the cluster has 6;"):
         script["check_cpus"](options, 6)
+
+
+def test_a_job_that_wrote_nothing_makes_room_for_another(tmp_path: Path) -> None:
+    """A wrong option that only a worker finds must not bar the way for the right one."""
+    target, output = script["place"](str(tmp_path / "out"))
+    script["claim"](target, output, {"dtype": "wrong"})
+    script["claim"](target, output, {"dtype": "right"})
+    assert json.loads((tmp_path / "out" / "job.json").read_text()) == {"dtype": "right"}
+    (tmp_path / "out" / "vectors").mkdir()
+    (tmp_path / "out" / "vectors" / "0.parquet").touch()
+    script["claim"](target, output, {"dtype": "right"})
+    with pytest.raises(padless.JobError, match="holds rows of a job with another dtype"):
+        script["claim"](target, output, {"dtype": "wrong"})
