@@ -17,7 +17,7 @@ from tqdm import tqdm
 from .batch import PackedBatch
 from .cuda_graphs import CudaGraphs, wanted
 from .encode_options import EncodeOptions, chosen_texts, refuse_others
-from .errors import InputError, OptionError
+from .errors import InputError, NotFiniteError, OptionError
 from .long_documents import Documents, PieceTokenizer, RefusingTokenizer, cut_documents
 from .ops.bind import BoundOp, explain_ops
 from .pooling import SentenceHead
@@ -382,4 +382,4 @@ def _check_finite(finite: np.ndarray, first: int) -> None:
     bad = first + np.flatnonzero(~finite)
     if len(bad):
         listed = ", ".join(map(str, bad[:10])) + (", …" if len(bad) > 10 else "")
-        raise InputError(f"row {listed}: the model gave NaN or infinity; expected finite vectors")
+        raise NotFiniteError(f"row {listed}: the model gave NaN or infinity; expected finite vectors")

@@ -8,7 +8,7 @@ exist. docs/jobs.md tells the rest.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from ..errors import JobError, OptionError
 from .budget import token_budget as budget_for
-from .durable import writing
+from .durable import TEMPORARY_SUFFIX, writing
 from .identity import describe_job, environment, foreign_environment, refuse_other_fixed, refuse_other_job
 from .inputs.input_file import TEXTS, InputColumns, InputFile
 from .inputs.reader import id_type, kept_fields, open_inputs, read_rows
@@ -158,8 +158,7 @@ def run_job(
             if (told := foreign_environment(manifest, task)) is not None:
                 report.note(f"{folder}: {told}")
         remove_uncommitted(folder, shards)
-        task.token_budget = manifest.fixed["token_budget"]
-        with _threads(manifest.fixed["threads"]), report:
+        with _budget(task, manifest.fixed["token_budget"]), _threads(manifest.fixed["threads"]), report:
             rows_done = sum(shard.input_rows for shard in shards)
             report.begin({**_facts(task, manifest), "rows_done": rows_done, "shards_done": len(shards)})
             run = ShardRun(
@@ -179,7 +178,8 @@ def run_job(
                 manifest.fixed["window_rows"],
                 manifest.fixed["window_characters"],
             )
-            seconds = run.run(windows, first_shard=len(shards))
+            with _nothing_half(folder):
+                seconds = run.run(windows, first_shard=len(shards))
             summary = summarise(
                 folder,
                 task,
@@ -242,6 +242,28 @@ def _fix(task: JobTask, token_budget: int | None) -> dict[str, Any]:
 def _facts(task: JobTask, manifest: Manifest) -> dict[str, Any]:
     """What a listener is told at the start."""
     return {"task": task.name, "inputs": [file["name"] for file in manifest.job["inputs"]], **manifest.fixed}
+
+
+@contextmanager
+def _nothing_half(folder: Path) -> Iterator[None]:
+    """Leave no shard half written behind, wherever a stop comes; what it is about is raised."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            for path in folder.glob(f"*{TEMPORARY_SUFFIX}"):
+                path.unlink()
+        raise
+
+
+@contextmanager
+def _budget(task: JobTask, tokens: int) -> Iterator[None]:
+    """Have the task's batches be of so many tokens; the model is the caller's, and has its own again afterwards."""
+    before, task.token_budget = task.token_budget, tokens
+    try:
+        yield
+    finally:
+        task.token_budget = before
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops.bind import BoundOp, Source
+from ..ops.mlm_head import top_logits
 from .activations import ACTIVATIONS
 from .blocks import Block, Dense, linear_op, norm_op
 from .intact import TakingOver, WholeOp
@@ -73,9 +74,7 @@ class TopPredictions(NamedTuple):
 
 def highest(logits: Tensor, k: int) -> TopPredictions:
     """The `k` highest of each row of `[rows, vocab]`, or all where there are fewer."""
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    values, ids = wide.sort(dim=1, descending=True, stable=True)
-    return TopPredictions(values[:, :k].contiguous(), ids[:, :k].contiguous(), wide.logsumexp(dim=1))
+    return TopPredictions(*top_logits(logits, k))
 
 
 def top_op(dense: nn.Linear, norm: nn.LayerNorm, decoder: nn.Linear, activation: str, *own: Source) -> BoundOp:

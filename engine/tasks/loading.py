@@ -10,7 +10,7 @@ import torch
 
 from ..config import CONFIG_NAME, model_type, read_json
 from ..cross_encoder_folder import MODULES_NAME, is_cross_encoder, read_cross_encoder_folder
-from ..errors import ConfigError
+from ..errors import ConfigError, WeightsError
 from ..models import family_class
 from ..models.pretrained import parameters_left_empty
 from ..tokenization.auto import tokenizer_of
@@ -91,7 +91,19 @@ def load_task(
     check_vocabulary(tokenizer, config.vocab_size, source)
     with parameters_left_empty():
         model = model_class(config)
-    load_weights(model, source, model_class.name_rules, dtype=dtype, device=device, tied=model.tie_table())
+    report = load_weights(
+        model,
+        source,
+        model_class.name_rules,
+        dtype=dtype,
+        device=device,
+        optional=model.optional_parts(),
+        tied=model.tie_table(),
+    )
+    lacking = [name for name in report.initialised if not model.fill_missing(name)]
+    if lacking:
+        needed = f"{', '.join(lacking)}, which the task {found.name} needs: its answers would be noise"
+        raise WeightsError(f"{folder}: no weights for {needed}")
     model.read_beside(source)
     model.eval().requires_grad_(False).bind(backend, deterministic)
     spelling = tokenizer_of(files)

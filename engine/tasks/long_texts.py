@@ -50,7 +50,7 @@ def tokenise_texts(
         owners: the input that each text belongs to, ascending; by default every text is one.
 
     Raises:
-        OptionError: `overlap` leaves no room for anything new.
+        OptionError: special tokens and `overlap` leave no room for anything new.
     """
     owners = np.arange(len(texts)) if owners is None else np.asarray(owners, dtype=np.int64)
     if long_texts == "chunk" or any(isinstance(text, tuple) for text in texts):
@@ -70,8 +70,8 @@ def _joined(
 ) -> tuple[Pieces, dict[int, InputError]]:
     limit = loaded.max_length
     templates = {size: loaded.tokenizer.template(size) for size in {_size(text) for text in texts}}
-    if chunked:
-        _check_overlap(overlap, limit, templates)
+    for template in templates.values():
+        _check_room(limit, template.special, overlap if chunked else 0)
     most = None if limit is None or chunked else limit
     parts = [(text,) if isinstance(text, str) else text for text in texts]
     distinct = list(dict.fromkeys(part for of_text in parts for part in of_text))
@@ -109,11 +109,13 @@ def _size(text: Text) -> int:
     return 1 if isinstance(text, str) else 2
 
 
-def _check_overlap(overlap: int, limit: int | None, templates: dict[int, Template]) -> None:
-    for template in templates.values():
-        if limit is not None and overlap >= limit - template.special:
-            room = limit - template.special
-            raise OptionError(f"overlap: expected less than the {room} tokens of a piece, got {overlap}")
+def _check_room(limit: int | None, special: int, overlap: int) -> None:
+    if limit is None:
+        return
+    if limit <= special:
+        raise OptionError(f"max_length: expected more than {special}, the special tokens of this model, got {limit}")
+    if overlap >= limit - special:
+        raise OptionError(f"overlap: expected less than the {limit - special} tokens of a piece, got {overlap}")
 
 
 def _truncated(loaded: Loaded, texts: tuple[str, ...], ids: Ids, room: int, truncation: str) -> Ids:

@@ -4,7 +4,7 @@ sentence-transformers' CrossEncoder."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 import numpy as np
@@ -133,7 +133,9 @@ class Rerank(Task[Ranking, PredictOptions]):
             InputError: an input is no pair, or has no finite scores; names the row.
             OptionError: an option is unknown or out of range.
         """
-        found = read_options(PredictOptions, self.name, options)
+        known = {item.name for item in fields(PredictOptions)}
+        defaults = {name: value for name, value in self.defaults.items() if name in known}
+        found = read_options(PredictOptions, self.name, defaults, options)
         single = isinstance(inputs, list | tuple) and len(inputs) > 0 and isinstance(inputs[0], str)
         pairs, _ = read_pairs([inputs] if single else inputs)
         rows = []

@@ -11,7 +11,7 @@ from transformers import BertConfig, MobileBertConfig
 from transformers.models.bert.modeling_bert import BertLMPredictionHead
 from transformers.models.mobilebert.modeling_mobilebert import MobileBertLMPredictionHead
 
-from padless.engine.ops.mlm_head import Predictions, mlm_head
+from padless.engine.ops.mlm_head import Predictions, mlm_head, top_logits
 
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-12}
 NAMES = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "relu": "relu", "tanh": "tanh", "silu": "silu"}
@@ -178,3 +178,18 @@ def test_no_rows() -> None:
     values, ids, lse = highest(torch.zeros(0, 34), *weights(head), top_k=5)
     assert (values.shape, ids.shape, lse.shape) == ((0, 5), (0, 5), (0,))
     assert logits(torch.zeros(0, 34), *weights(head)).shape == (0, 12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("k", [1, 5, 400])
+def test_the_highest_are_those_of_a_stable_sort(dtype: torch.dtype, k: int) -> None:
+    logits = torch.randint(-4, 5, (7, 300), generator=torch.Generator().manual_seed(1)).to(dtype) / 3
+    logits[1] = 0.0
+    logits[1, ::3] = -0.0
+    logits[2, 50:200:7] = torch.inf
+    logits[3, ::2] = -torch.inf
+    logits[4] = -logits[4].abs() - 1
+    values, ids = logits.to(torch.promote_types(dtype, torch.float32)).sort(dim=1, descending=True, stable=True)
+    found = top_logits(logits, k)
+    assert torch.equal(found[1], ids[:, :k])
+    assert torch.equal(found[0], values[:, :k])

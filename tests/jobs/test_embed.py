@@ -276,7 +276,10 @@ def test_document_far_longer_than_the_model_takes(minilm: padless.Encoder, tmp_p
     ("arguments", "message"),
     [
         ({"rows_per_shard": 0}, "rows_per_shard: expected at least 1, got 0"),
-        ({"id_column": "row"}, "id_column: 'row' is the name of an output column, expected another name"),
+        (
+            {"columns": InputColumns(id="row")},
+            "'row' is the name of an output column, expected another name for an input's",
+        ),
         ({"token_budget": 0}, "token_budget: expected at least 1, got 0"),
         ({"truncate_dim": 33}, "truncate_dim: expected 1 to 32, got 33"),
         ({"truncate_dim": 0}, "truncate_dim: expected 1 to 32, got 0"),

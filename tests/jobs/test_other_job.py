@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,7 @@ def test_other_inputs_are_refused(tiny: padless.Encoder, text: Path, begun: Path
     elif change == "name":
         inputs = [text.rename(text.with_name("renamed.txt"))]
     else:
-        inputs = [text, text]
+        inputs = [text, Path(shutil.copy(text, text.with_name("more.txt")))]
     named = {
         "size": "inputs[0].bytes was 296, now is 301",
         "begin": "inputs[0].blake2b_of_ends was ",

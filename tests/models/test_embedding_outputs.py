@@ -56,9 +56,9 @@ def theirs(folder: Path) -> SentenceTransformer:
 def test_quantising_is_that_of_sentence_transformers(precision: Any, width: int, given: str) -> None:
     draw = np.random.default_rng(width)
     vectors, others = (draw.standard_normal((150, width)).astype(np.float32) for _ in range(2))
-    # A channel that is always the same, zeros of both signs, and values beyond the ranges that are given.
-    vectors[:, 0] = 0.25
+    # Zeros of both signs, a channel that is always the same, and values beyond the ranges that are given.
     vectors[3], vectors[4] = 0.0, -0.0
+    vectors[:, 0] = 0.25
     options: dict[str, Any] = {}
     if given in ("ranges", "both"):
         options["ranges"] = np.stack([others.min(axis=0) / 2, others.max(axis=0) / 2])

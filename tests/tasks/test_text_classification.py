@@ -211,6 +211,14 @@ def test_options_out_of_range_are_refused(options: dict[str, Any], task: Task[An
     assert len(str(error.value).splitlines()) == 1
 
 
+def test_a_limit_that_leaves_pairs_no_room_is_refused(folder: Path) -> None:
+    task = ours(folder)
+    task.loaded.tokenizer.max_length = 3
+    assert task(["a b c"])[0].keys() == {"label", "score"}
+    with pytest.raises(padless.OptionError, match=r"max_length: expected more than 3"):
+        task([("a", "b c")])
+
+
 def test_scores_that_are_no_numbers_are_no_answer(folder: Path) -> None:
     task = ours(folder)
     poisoned = int(task.loaded.tokenizer.encode(["bread"]).input_ids[1])

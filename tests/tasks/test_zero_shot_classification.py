@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from task_models import ModelFolder
@@ -108,6 +109,18 @@ def test_options_are_those_of_transformers(options: dict[str, Any], folder: Path
         assert_alike(task(sequences, **options), reference(sequences, **options))
     assert_alike(task(text, options["candidate_labels"]), reference(text, options["candidate_labels"]))
     assert task(sequences=text, **options) == task(text, **options)
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_equal_scores_come_in_the_order_of_transformers(multi_label: bool, folder: Path, task: Any) -> None:
+    labels, logits = ["a", "b", "c", "d"], np.array([[0, 5, 1], [0, 5, 2], [0, 5, 1], [0, 5, 1]], dtype=np.float32)
+    outputs = [
+        {"candidate_label": label, "sequence": "x", "logits": torch.from_numpy(row[None])}
+        for label, row in zip(labels, logits, strict=True)
+    ]
+    expected = theirs(folder).postprocess(outputs, multi_label=multi_label)
+    options = task.options_class(candidate_labels=labels, multi_label=multi_label)
+    assert_alike(task.answer("x", 0, None, list(logits[:, [0, 2]]), options), expected)
 
 
 def test_only_the_text_is_truncated(folder: Path, task: Any, long_texts: list[str]) -> None:
