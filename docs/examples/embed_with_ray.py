@@ -183,9 +183,7 @@ def claim(target: fs.FileSystem, output: str, job: dict[str, Any]) -> None:
         if not changed:
             return
         if parquet_files(target, f"{output}/checkpoint") or parquet_files(target, f"{output}/vectors"):
-            raise JobError(
-                f"{output}: holds rows of a job with another {changed[0]}; name another output, or remove it"
-            )
+            raise JobError(f"{output}: holds rows of a job with another {changed[0]}, expected an output of its own")
     target.create_dir(output, recursive=True)
     with target.open_output_stream(f"{path}.tmp") as stream:
         stream.write(json.dumps(job, indent=1).encode())

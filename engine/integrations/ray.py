@@ -8,8 +8,8 @@
     )
 
 Nothing here imports ray: the callables take a table and return one, and Ray tells them by environment variables what
-they may use. With `num_gpus` an actor's `CUDA_VISIBLE_DEVICES` has its own GPUs, and device "auto" or "cuda" is the first
-of them; without, Ray 2.60 hides none, so name "cpu". `OMP_NUM_THREADS` is its `num_cpus`. See docs/ray.md.
+they may use. With `num_gpus` an actor's `CUDA_VISIBLE_DEVICES` has its own GPUs, of which device "auto" is the first;
+without, Ray 2.60 hides none: name "cpu". `OMP_NUM_THREADS` is its `num_cpus`. See docs/ray.md.
 """
 
 from __future__ import annotations
