@@ -68,6 +68,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "loading": ("engine.loading", "engine.pipelines"),
     "warmup": ("engine.compilations", "engine.warmup"),
     "jobs": ("engine.jobs", "engine.jobs.**"),
+    "integrations": ("engine.integrations", "engine.integrations.*"),
     "convert": ("engine.convert", "engine.convert.*"),
     "public": ("", "__main__", "engine"),
     "search": (
@@ -118,6 +119,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "loading": ("tasks", "encoder", "models", "graphs", "dispatch", "data", "weights", "hub", "precision", "folder"),
     "warmup": ("encoder", "graphs", "data"),
     "jobs": ("loading", "tasks", "encoder", "data", "public"),
+    "integrations": ("jobs", "loading", "tasks", "encoder"),
     "convert": ("models", "weights", "folder", "data", "hub"),
     "public": ("models", "folder", "encoder", "loading", "cli"),
     "search": ("kernels", "configs", "contract", "device", "bench"),

@@ -1,0 +1,1 @@
+"""padless inside other frameworks: a file for each of them."""
