@@ -76,7 +76,9 @@ def main() -> None:
     dtype = str(encoder.dtype).removeprefix("torch.")
     print(f"embedding {count:,} verses with all-MiniLM-L6-v2 in {dtype} on {encoder.device}", flush=True)
     bar = Progress(show=sys.stderr.isatty())
-    summary = run_job(EmbeddingTask(encoder), [corpus], embeddings, columns=InputColumns(id="id"), overwrite=True, report=bar)
+    summary = run_job(
+        EmbeddingTask(encoder), [corpus], embeddings, columns=InputColumns(id="id"), overwrite=True, report=bar
+    )
     print(f"  {summary.rows_per_second:,.0f} texts/s, {summary.tokens_per_second:,.0f} tokens/s, ", end="")
     print(f"{summary.padding_avoided:.0%} padding avoided, {summary.seconds:.1f} s")
     print(f"  texts: {corpus}, vectors: {embeddings}/part-*.parquet")
