@@ -21,7 +21,7 @@ __all__ = ["app", "main", "run"]
 
 app = typer.Typer(
     name="padless",
-    help="Encoder engine: embeddings from BERT-like models, without computing a single padding token.",
+    help="Encoder engine: embeddings, labels, spans and written text from BERT-like models, no padding token computed.",
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,

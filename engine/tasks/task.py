@@ -7,10 +7,11 @@ A task says what these four are; this file runs them.
 
 from __future__ import annotations
 
+import copy
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -70,6 +71,18 @@ class Loaded:
     def max_length(self) -> int | None:
         """Tokens that the model takes, special tokens included; None where nothing limits them."""
         return self.tokenizer.max_length
+
+    def limited(self, max_length: int | None) -> Loaded:
+        """The same with fewer tokens a text, where that is fewer.
+
+        Raises:
+            OptionError: it leaves no room for the special tokens.
+        """
+        if max_length is None or (self.max_length is not None and max_length >= self.max_length):
+            return self
+        tokenizer = copy.copy(self.tokenizer)
+        tokenizer.max_length = max_length
+        return replace(self, tokenizer=tokenizer)
 
     @property
     def typed(self) -> bool:

@@ -36,6 +36,8 @@ class ClassificationOptions:
         overlap: of "chunk", tokens that a piece repeats of the one before.
         aggregate: of "chunk", what becomes of the scores of the pieces: "mean", "max", or "each" for a list of answers,
             one a piece.
+        max_length: tokens that the model sees of a text, or of a piece, where that is fewer than it takes.
+        truncation, padding: as transformers' pipeline takes them; what they ask for is done anyway.
     """
 
     top_k: int | str | None = ""
@@ -43,8 +45,14 @@ class ClassificationOptions:
     long_texts: str = "truncate"
     overlap: int = 0
     aggregate: str = "mean"
+    max_length: int | None = None
+    truncation: bool | str | None = None
+    padding: bool | str | None = None
 
     def __post_init__(self) -> None:
+        one_of("truncation", self.truncation, (None, True, False, "longest_first", "do_not_truncate"))
+        if self.max_length is not None:
+            at_least("max_length", self.max_length, 1)
         if self.top_k not in ("", None):
             at_least("top_k", self.top_k, 1)
         if self.function_to_apply is not None:
@@ -79,7 +87,7 @@ class TextClassification(Task[Text, ClassificationOptions]):
 
     def tokenise(self, items: Sequence[Text], options: ClassificationOptions) -> tuple[Pieces, dict[int, InputError]]:
         """A piece of each text, or several where they are chunked."""
-        return tokenise_texts(self.loaded, items, options.long_texts, options.overlap)
+        return tokenise_texts(self.loaded.limited(options.max_length), items, options.long_texts, options.overlap)
 
     def score(self, batch: PackedBatch, options: ClassificationOptions) -> Sequence[np.ndarray]:
         """float32 `[labels]` of each piece."""

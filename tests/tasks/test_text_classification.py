@@ -230,3 +230,20 @@ def test_scores_that_are_no_numbers_are_no_answer(folder: Path) -> None:
     assert_alike(answers[0], task(["moon"])[0])
     with pytest.raises(padless.InputError, match=r"^row 1: "):
         task(["moon", "bread", "stone"])
+
+
+def test_arguments_of_the_tokenizer_are_those_of_the_pipeline(
+    folder: Path, task: Task[Any, Any], long_texts: list[str]
+) -> None:
+    pairs = [{"text": one, "text_pair": other} for one, other in zip(long_texts, long_texts[3:], strict=False)]
+    for given in (long_texts, pairs):
+        for limit in (12, 40, None):
+            options = {"truncation": True, "max_length": limit, "padding": True}
+            for found, expected in zip(task(given, **options), theirs(folder)(given, **options), strict=True):
+                assert_alike(found, expected)
+    short, whole = (task(long_texts[:1], max_length=limit)[0]["score"] for limit in (9, None))
+    assert short != whole
+    with pytest.raises(padless.OptionError, match="max_length: expected a whole number from 1"):
+        task(["a"], max_length=0)
+    with pytest.raises(padless.OptionError, match="truncation: expected one of"):
+        task(["a"], truncation="left")
