@@ -27,10 +27,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("convert")(convert.convert)
 app.command("embed")(embed.embed)
 app.command("classify")(classify.classify)
 app.command("run")(run_task.run)
+app.command("convert")(convert.convert)
 app.command("explain")(explain.explain)
 app.command("info")(info.info)
 app.command("tune")(tune.tune)
