@@ -76,7 +76,7 @@ def test_hundred_errors_in_a_job_cost_no_row(tiny: padless.Encoder, tmp_path: Pa
         return next(kinds)()
 
     shrink(every_other_batch)
-    summary = run_job(EmbeddingTask(tiny), [tmp_path / "in.txt"], tmp_path / "out", rows_per_shard=60)
+    summary = run_job(EmbeddingTask(tiny), [tmp_path / "in.txt"], tmp_path / "out", rows_per_shard=30)
     assert left == 0
     assert (summary.rows, summary.results, summary.errors, summary.retries) == (3_000, 3_000, 0, 100)
     np.testing.assert_allclose(vectors_of(tmp_path / "out"), expected, atol=1e-5, rtol=0)

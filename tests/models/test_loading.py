@@ -199,13 +199,13 @@ def test_backends_that_do_not_exist(backend: Any, folder: Path) -> None:
     assert repr(backend) in message
 
 
-@pytest.mark.parametrize("task", ["", "fill-mask", 3], ids=str)
-def test_tasks_that_are_not_built(task: Any, folder: Path) -> None:
+@pytest.mark.parametrize("task", ["", "fill_mask", "telepathy", 3], ids=str)
+def test_tasks_that_do_not_exist(task: Any, folder: Path) -> None:
     message = refusal(padless.OptionError, folder, task=task)
-    assert message.startswith("task: expected one of embedding")
+    assert message.startswith("task: expected one of embedding, text-classification, ")
 
 
-def test_the_one_task_and_every_backend_of_a_cpu(folder: Path) -> None:
+def test_embeddings_by_name_and_every_backend_of_a_cpu(folder: Path) -> None:
     expected = load(folder).encode("moon")
     assert np.array_equal(load(folder, task="embedding").encode("moon"), expected)
     for backend in ("cpu", "eager"):

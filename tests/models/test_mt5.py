@@ -662,7 +662,7 @@ def test_load_embeds_texts_of_any_length_with_the_mean_of_their_tokens(dtype: st
     whole_model(tmp_path)
     write_tokenizer(tmp_path)
     theirs = transformers.MT5EncoderModel.from_pretrained(tmp_path).eval()
-    encoder = padless.load(tmp_path, device="cpu", dtype=dtype)
+    encoder = padless.load(tmp_path, task="embedding", device="cpu", dtype=dtype)
     assert encoder.max_seq_length is None
     lines = ["the sun and the moon", "a", "the moon " * 90, ""]
     found = torch.from_numpy(encoder.encode(lines))
