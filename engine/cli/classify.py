@@ -62,6 +62,8 @@ def classify(
         padless classify reviews.jsonl out/ --model path/to/model --text-column review
         padless classify pairs.parquet out/ -m path/to/nli --text-column premise --pair-column hypothesis --all-labels
     """
+    if all_labels and top_k is not None:
+        raise typer.BadParameter("expected --top-k or --all-labels, got both", param_hint="--all-labels")
 
     def make_task(device: str, dtype: str) -> JobTask:
         from ..jobs.answering import AnsweringTask
