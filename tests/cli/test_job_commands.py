@@ -60,7 +60,8 @@ def call(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
             code = run([*arguments, *common])
         finally:
             torch.set_num_threads(threads)
-        return code, *capsys.readouterr()
+        shown = capsys.readouterr()
+        return code, shown.out, shown.err
 
     return padless_
 
@@ -116,15 +117,16 @@ def test_embed_from_standard_input_to_standard_output(
     call: Call, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And nothing but the rows is there; no folder named - appears."""
-    stdin = io.TextIOWrapper(io.BytesIO(b"sun\n\nmoon \xff\n"))
+    stdin = io.TextIOWrapper(io.BytesIO(b"sun\n\n" + b"light " * 90 + b"\nmoon \xff\n"))
     monkeypatch.setattr(sys, "stdin", stdin)
     code, written, complaint = call("embed - - -m {vectors} --input-format text")
     assert (code, complaint) == (0, "")
     rows = [json.loads(line) for line in written.splitlines()]
-    assert [list(row) for row in rows] == [["row", "embedding", "truncated"]] * 2 + [["row", "error"]]
-    expected = task(models, "vectors", "embedding").encode(["sun", ""])
-    np.testing.assert_allclose([row["embedding"] for row in rows[:2]], expected, atol=1e-6)
-    assert "UTF-8" in rows[2]["error"]
+    assert [list(row) for row in rows] == [["row", "embedding", "truncated"]] * 3 + [["row", "error"]]
+    expected = task(models, "vectors", "embedding").encode(["sun", "", TEXTS[1]])
+    np.testing.assert_allclose([row["embedding"] for row in rows[:3]], expected, atol=1e-6)
+    assert [row["truncated"] for row in rows[:3]] == [False, False, True]
+    assert "UTF-8" in rows[3]["error"]
     assert list(Path().iterdir()) == []
 
 

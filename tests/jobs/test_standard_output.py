@@ -70,7 +70,7 @@ def test_rows_are_those_of_the_shards(tiny: padless.Encoder, tmp_path: Path, lin
         (record["row"], record["id"], record["reason"]) for record in records
     ]
     assert [record["row"] for record in records] == [1, 4]
-    expected = tiny.encode([texts[0], texts[2], texts[3]], precision=precision)
+    expected = tiny.encode(["sun", "the moon", ""], precision=precision)
     np.testing.assert_allclose([line["embedding"] for line in found if "embedding" in line], expected, atol=1e-6)
 
 
