@@ -53,8 +53,6 @@ class EmbeddingOptions:
         one_of("aggregate", self.aggregate, ("mean", "max"))
         one_of("normalize_embeddings", self.normalize_embeddings, (True, False))
         at_least("overlap", self.overlap, 0)
-        if self.truncate_dim is not None:
-            at_least("truncate_dim", self.truncate_dim, 1)
         if self.prompt_name is not None and not isinstance(self.prompt_name, str):
             raise OptionError(f"prompt_name: expected a string, got {self.prompt_name!r:.60}")
 
@@ -208,6 +206,6 @@ def _output_dimension(encoder: Encoder, options: EmbeddingOptions) -> int:
         raise OptionError(f"prompt_name: {options.prompt_name!r} is not a prompt of the model; its prompts: {known}")
     if options.truncate_dim is None:
         return encoder.dimension
-    if not 1 <= options.truncate_dim <= encoder.dimension:
-        raise OptionError(f"truncate_dim: expected 1 to {encoder.dimension}, got {options.truncate_dim}")
+    if not isinstance(options.truncate_dim, int) or not 1 <= options.truncate_dim <= encoder.dimension:
+        raise OptionError(f"truncate_dim: expected 1 to {encoder.dimension}, got {options.truncate_dim!r}")
     return options.truncate_dim

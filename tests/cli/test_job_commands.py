@@ -233,7 +233,7 @@ RUN = "run in.parquet out -m"
         (f"{RUN} {{masks}} -t fill-mask --pair-column second", "pair_column: fill-mask has no use for one"),
         (f"{RUN} {{classes}} -t rerank --pair-column second", "rerank: expected a model of one label, got 3"),
         (f"{RUN} {{vectors}} -t embedding -o sing=1", "embedding: 'sing': no such option"),
-        (f"{RUN} {{vectors}} -t embedding -o truncate_dim=ten", "truncate_dim: expected a whole number from 1"),
+        (f"{RUN} {{vectors}} -t embedding -o truncate_dim=ten", "truncate_dim: expected 1 to 32, got 'ten'"),
         (f"{RUN} {{vectors}} -t embedding -o precision=int8", "precision: expected one of 'float32', 'float16'"),
         (f"{RUN} {{vectors}} -t embedding -o prompt_name=3", "prompt_name: expected a string, got 3"),
         ("embed in.parquet out -m {vectors} --long-texts chunk --overlap 62", "overlap: expected less than the 62 "),

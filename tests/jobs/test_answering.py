@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,50 +12,33 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
-import padless
 from padless.engine.jobs.answering import AnsweringTask
 from padless.engine.jobs.inputs.input_file import InputColumns
 from padless.engine.jobs.run import run_job
-from padless.engine.jobs.summary import Summary
 
-# The models of the tests of tasks.
-sys.path.insert(0, str(Path(__file__).parents[1] / "tasks"))
-from seeded_folders import make_folder
-from writing_folders import write_megatron, write_mt5
-
-TEXTS = [
-    "The sun stood still in the sky.",
-    "And God said, Let there be light: and there was light.",
-    "x",
-    "🙂 emoji and שלום",
-    "light " * 90,
-    "He maketh me to lie down in green pastures.",
-]
-MASKED = ["The sun [MASK] still.", "[MASK] wept.", "Let there be [MASK]: and there [MASK] light.", "[MASK] " * 3]
-LISTS = [["a", "the sun", "light"], ["no"], ["day", "night " * 80]]
-LONGEST = 64
-
-Folder = Callable[..., Path]
+sys.path.insert(0, str(Path(__file__).parent))
+from answering_jobs import (
+    LABELS,
+    LISTS,
+    MASKED,
+    SCORE,
+    TEXTS,
+    Folder,
+    assert_close,
+    columns_of,
+    folders,
+    job,
+    listed,
+    loaded,
+    single,
+)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    """`folder(kind, **config)`: a seeded BERT of that kind, which takes 64 tokens; or a model that writes."""
-    made: dict[str, Path] = {}
-
-    def make(kind: str, **config: Any) -> Path:
-        key = repr((kind, config))
-        if key not in made:
-            path = tmp_path_factory.mktemp("model")
-            if kind in ("mt5", "megatron"):
-                made[key] = {"mt5": write_mt5, "megatron": write_megatron}[kind](path)
-            else:
-                made[key] = make_folder(path, "Bert", kind, positions=LONGEST, **config)
-        return made[key]
-
-    return make
+    """`folder(kind, **config)`: see answering_jobs.py."""
+    return folders(tmp_path_factory)
 
 
 @pytest.fixture(autouse=True)
@@ -66,59 +48,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@functools.cache
-def loaded(path: Path, task: str) -> Any:
-    return padless.load(path, task=task, device="cpu", dtype="float32")
-
-
-def job(
-    task: AnsweringTask, output: Path, texts: list[Any], pairs: list[Any] | None = None, **options: Any
-) -> tuple[list[dict[str, Any]], dict[int, str], Summary, pa.Schema]:
-    """Run a job over a Parquet file with ids and a kept column; its rows, its errors, its summary, its columns."""
-    columns: dict[str, Any] = {"key": [f"k{row}" for row in range(len(texts))], "text": texts}
-    columns["kept"] = [row * row for row in range(len(texts))]
-    if pairs is not None:
-        columns["second"] = pairs
-    source = output.with_suffix(".parquet")
-    pq.write_table(pa.table(columns), source)
-    read = InputColumns("text", None if pairs is None else "second", "key", ("kept",))
-    summary = run_job(task, [source], output, columns=read, token_budget=4096, **options)
-    table = pa.concat_tables(pq.read_table(path) for path in sorted(output.glob("part-*.parquet")))
-    rows = table.to_pylist()
-    records = [json.loads(line) for line in (output / "errors.jsonl").read_text().splitlines()]
-    assert sorted([row["row"] for row in rows] + [record["row"] for record in records]) == list(range(len(texts)))
-    assert all((row["key"], row["kept"]) == (f"k{row['row']}", row["row"] ** 2) for row in rows)
-    assert all(record["id"] == f"k{record['row']}" for record in records)
-    assert (summary.results, summary.errors) == (len(rows), len(records))
-    return rows, {record["row"]: record["reason"] for record in records}, summary, table.schema
-
-
-def single(value: Any) -> Any:
-    """Scores as the shards have them, which are fp32."""
-    if isinstance(value, dict):
-        return {name: single(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [single(part) for part in value]
-    if isinstance(value, torch.Tensor):
-        return value.tolist()
-    return pa.scalar(value, pa.float32()).as_py() if isinstance(value, float) else value
-
-
-def columns_of(answer: Any, name: str) -> Any:
-    """A field of a label, or of each in lists of any depth."""
-    return answer[name] if isinstance(answer, dict) else [columns_of(part, name) for part in answer]
-
-
-LABELS: dict[str, Any] = {"num_labels": 3, "id2label": {0: "low", 1: "mid", 2: "high"}}
-SCORE = pa.float32()
-
-
-def listed(kind: pa.DataType, depth: int) -> pa.DataType:
-    for _ in range(depth):
-        kind = pa.list_(kind)
-    return kind
 
 
 @pytest.mark.parametrize(
@@ -160,23 +89,6 @@ def test_text_classification(
         assert [len(row[names[0]]) > 1 for row in rows] == [row["row"] == 4 for row in rows]
     assert [row["row"] for row in rows if row["truncated"]] == ([] if whole else [4])
     assert summary.truncated == (0 if whole else 1)
-
-
-def assert_close(found: Any, expected: Any) -> None:
-    """The same but for the last bits of scores."""
-    assert type(found) is type(expected)
-    if isinstance(expected, list):
-        assert len(found) == len(expected)
-        for one, other in zip(found, expected, strict=True):
-            assert_close(one, other)
-    elif isinstance(expected, dict):
-        assert found.keys() == expected.keys()
-        for name, value in expected.items():
-            assert_close(found[name], value)
-    elif isinstance(expected, float):
-        assert found == pytest.approx(expected, rel=1e-6, abs=1e-7)
-    else:
-        assert found == expected
 
 
 def test_next_sentence_prediction(folder: Folder, tmp_path: Path) -> None:
@@ -379,134 +291,3 @@ def test_sequences_that_the_models_own_file_asks_for(folder: Folder, tmp_path: P
     texts = [[record["generated_text"] for record in answer] for answer in expected]
     assert [len(answer) for answer in texts] == [2, 2]
     assert [row["generated_texts"] for row in rows] == texts
-
-
-def with_word(path: Path, folder: Path, word: str, size: float) -> Path:
-    """The model, with so large numbers in the embedding of a word."""
-    folder.mkdir()
-    for file in path.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
-    weights = load_file(path / "model.safetensors")
-    place = (folder / "vocab.txt").read_text().splitlines().index(word)
-    for key, weight in weights.items():
-        if key.endswith("word_embeddings.weight"):
-            weight[place] = size * torch.tensor([1.0, -1.0]).repeat(weight.shape[1] // 2)
-        if key.endswith("position_embeddings.weight") and size < 1e6:
-            weight += size / 60 * torch.tensor([1.0, -1.0]).repeat(weight.shape[1] // 2)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
-
-
-@pytest.mark.parametrize(
-    ("kind", "name", "pairs"),
-    [
-        ("ForSequenceClassification", "text-classification", None),
-        ("ForTokenClassification", "token-classification", None),
-        ("ForQuestionAnswering", "question-answering", ["sun and sky"] * 4),
-        ("ForMultipleChoice", "multiple-choice", [["sun", "sky"]] * 4),
-    ],
-)
-def test_scores_that_are_not_finite_are_recorded(
-    folder: Folder, tmp_path: Path, kind: str, name: str, pairs: list[Any] | None
-) -> None:
-    """The sum of two such numbers is infinite in float32 too; the neighbours in the batch are as ever."""
-    path = with_word(folder(kind), tmp_path / "model", "bomb", 3e38)
-    texts = ["the sun [MASK]", "the bomb [MASK]", "the moon [MASK]", "bomb [MASK]"]
-    rows, bad, summary, schema = job(AnsweringTask(loaded(path, name)), tmp_path / "out", texts, pairs)
-    assert [row["row"] for row in rows] == [0, 2]
-    assert bad == dict.fromkeys((1, 3), "the model gave NaN or infinity; expected finite scores")
-    assert (summary.fallbacks, summary.errors) == (2, 2)
-    other, *_ = job(AnsweringTask(loaded(folder(kind), name)), tmp_path / "other", texts, pairs)
-    for field in schema.names:
-        assert_close([row[field] for row in rows], [row[field] for row in other if row["row"] in (0, 2)])
-
-
-def test_overflow_of_fp16_is_answered_in_float32(folder: Folder, tmp_path: Path) -> None:
-    """The word's embedding and the position's are finite in fp16, their sum is not."""
-    path = with_word(folder("ForSequenceClassification", **LABELS), tmp_path / "model", "bomb", 65_000.0)
-    texts = ["the sun", "the bomb", "the moon", "bomb"]
-    half = padless.load(path, task="text-classification", device="cpu", dtype="float16")
-    with pytest.raises(padless.InputError, match="NaN or infinity"):
-        half(texts[1])
-    rows, bad, summary, _ = job(AnsweringTask(half, {"top_k": None}), tmp_path / "out", texts)
-    assert (bad, summary.fallbacks) == ({}, 2)
-    exact = loaded(path, "text-classification")(texts, top_k=None)
-    for row in (1, 3):
-        assert_close(rows[row]["scores"], single(columns_of(exact[row], "score")))
-    for row, answer in zip((0, 2), half([texts[0], texts[2]], top_k=None), strict=True):
-        assert_close(rows[row]["scores"], single(columns_of(answer, "score")))
-
-
-class Stopped(Exception):
-    """Of this test."""
-
-
-def test_a_stopped_job_goes_on_to_the_bytes_of_an_unbroken_one(
-    folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = folder("ForSequenceClassification", **LABELS)
-    texts = [*TEXTS, None] * 6
-    pq.write_table(pa.table({"text": texts}), tmp_path / "in.parquet")
-
-    def run(name: str, stop_after: int | None = None) -> dict[str, bytes]:
-        task = AnsweringTask(loaded(path, "text-classification"), {"top_k": 2})
-        compute, calls = task.run, iter(range(99))
-
-        def counted(*arguments: Any) -> Any:
-            if next(calls) == stop_after:
-                raise Stopped
-            return compute(*arguments)
-
-        monkeypatch.setattr(task, "run", counted)
-        run_job(task, [tmp_path / "in.parquet"], tmp_path / name, rows_per_shard=10, token_budget=4096)
-        kept = ("errors.jsonl", "shards.jsonl", *(f"part-{part:05}.parquet" for part in range(5)))
-        return {file: (tmp_path / name / file).read_bytes() for file in kept}
-
-    unbroken = run("unbroken")
-    with pytest.raises(Stopped):
-        run("stopped", 2)
-    assert not (tmp_path / "stopped" / "part-00002.parquet").exists()
-    assert run("stopped") == unbroken
-    # The shape is part of the job: another one is not mixed in.
-    other = AnsweringTask(loaded(path, "text-classification"), {"top_k": 3})
-    with pytest.raises(padless.JobError, match=r"holds another job: options.top_k was 2, now is 3"):
-        run_job(other, [tmp_path / "in.parquet"], tmp_path / "stopped", rows_per_shard=10)
-
-
-def test_pair_columns_where_they_do_not_belong(folder: Folder, tmp_path: Path) -> None:
-    (tmp_path / "in.jsonl").write_text('{"text": "a", "pair": "b"}\n')
-    for kind, name, pair, message in (
-        (
-            "ForNextSentencePrediction",
-            "next-sentence-prediction",
-            None,
-            "which next-sentence-prediction needs, got none",
-        ),
-        ("ForMaskedLM", "fill-mask", "pair", "fill-mask has no use for one, got 'pair'"),
-    ):
-        task = AnsweringTask(loaded(folder(kind), name))
-        with pytest.raises(padless.OptionError, match=message):
-            run_job(task, [tmp_path / "in.jsonl"], tmp_path / "out", columns=InputColumns("text", pair))
-        assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("kind", "name", "options", "message"),
-    [
-        ("ForSequenceClassification", "text-classification", {"topk": 2}, "topk: no such option"),
-        (
-            *("ForSequenceClassification", "text-classification"),
-            *({"long_texts": "chunk", "overlap": 62}, "overlap: expected less than the 62 tokens of a piece, got 62"),
-        ),
-        ("ForSequenceClassification", "zero-shot-classification", {}, "candidate_labels: expected one label or more"),
-        ("ForSequenceClassification", "rerank", {}, "rerank: expected a model of one label, got 3"),
-        ("ForQuestionAnswering", "question-answering", {"max_seq_len": 65}, "the model takes at most 64 tokens"),
-        ("mt5", "text2text-generation", {"num_beams": "four"}, "num_beams: "),
-    ],
-)
-def test_options_are_refused_before_a_job_begins(
-    folder: Folder, kind: str, name: str, options: dict[str, Any], message: str
-) -> None:
-    task = loaded(folder(kind, **(LABELS if kind == "ForSequenceClassification" else {})), name)
-    with pytest.raises(padless.OptionError, match=message):
-        AnsweringTask(task, options)
