@@ -38,7 +38,8 @@ def classify(
     ] = "truncate",
     overlap: Annotated[int, typer.Option(min=0, help="Of chunk: tokens that a piece repeats.")] = 0,
     aggregate: Annotated[
-        Literal["mean", "max", "each"], typer.Option(help="Of chunk: what becomes of the pieces' scores.")
+        Literal["mean", "max", "each"],
+        typer.Option(help="Of chunk: what becomes of the pieces' scores; each keeps all of them."),
     ] = "mean",
     input_format: of.InputFormat = None,
     rows_per_shard: of.RowsPerShard = 50_000,
@@ -54,14 +55,17 @@ def classify(
     """Classify files of texts, or of pairs of texts, into Parquet shards.
 
     Every row of the files IN gets a label and its score, columns label and score of the shards in the folder OUT; with
-    --top-k or --all-labels they are lists, labels and scores, likeliest first. Classes, several labels at once and
-    regressions are told apart by the model's configuration. All else is as in padless embed: what the folder holds,
+    --top-k or --all-labels they are lists, columns labels and scores, likeliest first, and with --aggregate each lists
+    too, one entry a piece. Classes, several labels at once and regressions are told apart by the model's configuration.
+    A pair whose second text is empty counts as a single text. All else is as in padless embed: what the folder holds,
     how a stopped job goes on, exit codes.
 
     \b
         padless classify reviews.jsonl out/ --model path/to/model --text-column review
         padless classify pairs.parquet out/ -m path/to/nli --text-column premise --pair-column hypothesis --all-labels
     """
+    if all_labels and top_k is not None:
+        raise typer.BadParameter("expected --top-k or --all-labels, got both", param_hint="--all-labels")
 
     def make_task(device: str, dtype: str) -> JobTask:
         from ..jobs.answering import AnsweringTask

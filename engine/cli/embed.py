@@ -63,8 +63,13 @@ def embed(
     of a job that was never stopped. Another model, option or input on the same folder is refused. A progress bar is
     shown where stderr is a terminal.
 
+    With OUT - every row becomes a JSON object, a line each on standard output, in the order of the input: row, id and
+    columns to keep, then embedding and truncated, or error, the reason why there is no vector. There is nothing to go
+    on with then.
+
     Exit codes: 0 done, also where it was done before; 2 a wrong option, file or model, or a disk that refuses, after
-    one line on stderr; 130 stopped by Ctrl-C, 143 by SIGTERM.
+    one line on stderr; 130 stopped by Ctrl-C, 143 by SIGTERM; 141
+    the reader of standard output has gone.
 
     \b
         padless embed texts.parquet out/ --model path/to/model --id-column id

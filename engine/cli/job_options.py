@@ -36,13 +36,15 @@ Output = Annotated[
     Path,
     typer.Argument(
         metavar="OUT",
-        help="Folder for the shards; empty, absent, or of the same job. - writes a JSON object a row to standard "
-        "output instead.",
+        help="Folder for the shards: empty, absent, or of the same job; or - for JSON lines on standard output.",
     ),
 ]
 Model = Annotated[str, typer.Option("--model", "-m", help="Model folder, or org/name under $PADLESS_MODELS.")]
 TextColumn = Annotated[str, typer.Option(help="Column or field that holds the text.")]
-PairColumn = Annotated[str | None, typer.Option(help="Column of the second texts, or of lists of them.")]
+PairColumn = Annotated[
+    str | None,
+    typer.Option(help="Column of the second texts of pairs, or of lists of texts where the task takes several."),
+]
 IdColumn = Annotated[str | None, typer.Option(help="Column of integers or strings to carry into the output.")]
 Keep = Annotated[
     list[str] | None, typer.Option("--keep", metavar="COLUMN", help="Carry this column into the output; repeatable.")

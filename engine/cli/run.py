@@ -22,10 +22,15 @@ def run(
     inputs: of.Inputs,
     output: of.Output,
     model: of.Model,
-    task: Annotated[str, typer.Option("--task", "-t", help="Which task; the list stands below.")],
+    task: Annotated[str, typer.Option("--task", "-t", help="Which task; the list stands above.")],
     option: Annotated[
         list[str] | None,
-        typer.Option("--option", "-o", metavar="NAME=VALUE", help="An option of the task; the value is JSON or text."),
+        typer.Option(
+            "--option",
+            "-o",
+            metavar="NAME=VALUE",
+            help="An option of the task; repeatable. The value is JSON, or text as it stands.",
+        ),
     ] = None,
     text_column: of.TextColumn = "text",
     pair_column: of.PairColumn = None,
@@ -44,8 +49,8 @@ def run(
 ) -> None:
     """Run a task over files, into Parquet shards.
 
-    Options of the task are those of padless.load(MODEL, task=TASK) in Python, in transformers' names. All else is as in
-    padless embed: what the folder OUT holds, how a stopped job goes on, exit codes.
+    Options of the task are those of a call of padless.load(MODEL, task=TASK) in Python, in transformers' names. All
+    else is as in padless embed: what the folder OUT holds, how a stopped job goes on, exit codes.
 
     \b
     task                         input columns                    result columns
@@ -62,8 +67,14 @@ def run(
     summarization                text                             generated_text
     text-generation              text                             generated_text
 
+    Columns text and pair are those that --text-column and --pair-column name. Options that ask for several answers,
+    such as top_k of text-classification and question-answering or num_return_sequences, make lists of them, in columns
+    whose names are plural. text-generation draws its tokens unless -o do_sample=false; the draws begin at -o seed, 0 if
+    not given, so that the same job writes the same.
+
     \b
         padless run news.parquet out/ -m path/to/mT5 --task summarization -o max_new_tokens=64 -o num_beams=4
+        padless run quiz.jsonl - -m path/to/qa -t question-answering --text-column question --pair-column context
         padless run tickets.csv out/ -m path/to/nli -t zero-shot-classification -o 'candidate_labels=["bug","praise"]'
     """
     options = _options(option or ())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from ..memory import is_out_of_memory
 from ..stream import EncodeStats
 from ..tasks.task import Task
 from .inputs.rows import Row
-from .shapes import shape_of
+from .shapes import draws_unseeded, shape_of
 from .task import Answers
 
 __all__ = ["AnsweringTask"]
@@ -24,21 +25,26 @@ __all__ = ["AnsweringTask"]
 class AnsweringTask:
     """An answer for every row, in columns as shapes.py has them.
 
-    A row whose scores are not finite is asked again, by itself, in float32 by the eager implementation.
+    A row whose scores are not finite is asked again, by itself, in float32 by the eager implementation. Where tokens
+    are drawn and no seed is given it is 0: a job that goes on must write what an unbroken one would.
 
     Args:
         task: from `padless.load(path, task=…)`.
         options: of its calls.
 
     Raises:
-        OptionError: an option is unknown or out of range.
+        OptionError: an option is unknown or out of range, or the model does not fit the task.
     """
 
     def __init__(self, task: Task[Any, Any], options: Mapping[str, Any] | None = None) -> None:
         self._task = task
-        self._given = dict(options or {})
+        self._given = {**task.defaults, **(options or {})}
         self._options = task.options(self._given)
-        self._shape = shape_of(task.name, self._options)
+        if draws_unseeded(task, self._options):
+            self._given["seed"] = 0
+            self._options = task.options(self._given)
+        self._shape = shape_of(task, self._options)
+        self._check()
 
     @property
     def name(self) -> str:
@@ -112,6 +118,14 @@ class AnsweringTask:
         ]
         return Answers(columns, bad, truncated)
 
+    def _check(self) -> None:
+        """Ask for the pieces of a row: what is wrong with options and model is known before a folder is made."""
+        for pair in (None, "a", ["a"]):
+            row = Row(0, "", 0, None, "a", pair=pair)
+            with suppress(InputError):
+                items, _ = self._task.read([self._shape.item(row)], {})
+                self._task.tokenise(items, self._options)
+
     @cached_property
     def _exact(self) -> Task[Any, Any]:
         """The same task in float32 on the eager implementations; on the CPU where the GPU has no room for it."""
@@ -121,8 +135,11 @@ class AnsweringTask:
             return load(ours.folder, task=self.name, device=device, dtype="float32", backend="eager")
 
         try:
-            return loaded(ours.device)
+            task = loaded(ours.device)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            return loaded("cpu")
+            task = loaded("cpu")
+        # As the caller may have set them.
+        task.loaded.tokenizer, task.loaded.spelling = ours.tokenizer, ours.spelling
+        return task

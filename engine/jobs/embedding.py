@@ -17,7 +17,7 @@ from ..loading import load
 from ..long_documents import LONG_TEXTS
 from ..memory import is_out_of_memory
 from ..quantisation import Quantiser
-from ..tasks.options import one_of
+from ..tasks.options import at_least, one_of
 from .inputs.rows import Row
 from .task import Answers
 
@@ -51,6 +51,10 @@ class EmbeddingOptions:
         one_of("precision", self.precision, tuple(PRECISIONS))
         one_of("long_texts", self.long_texts, LONG_TEXTS)
         one_of("aggregate", self.aggregate, ("mean", "max"))
+        one_of("normalize_embeddings", self.normalize_embeddings, (True, False))
+        at_least("overlap", self.overlap, 0)
+        if self.prompt_name is not None and not isinstance(self.prompt_name, str):
+            raise OptionError(f"prompt_name: expected a string, got {self.prompt_name!r:.60}")
 
 
 class EmbeddingTask:
@@ -76,6 +80,7 @@ class EmbeddingTask:
         self._quantiser = Quantiser(self.options.precision, self.dimension)
         element = pa.field("element", PRECISIONS[self.options.precision], nullable=False)
         self._type = pa.list_(element, self._quantiser.result_width)
+        self._call(encoder, [])  # refuses an overlap that leaves no room, before a folder is made
 
     @property
     def description(self) -> dict[str, object]:
@@ -201,6 +206,6 @@ def _output_dimension(encoder: Encoder, options: EmbeddingOptions) -> int:
         raise OptionError(f"prompt_name: {options.prompt_name!r} is not a prompt of the model; its prompts: {known}")
     if options.truncate_dim is None:
         return encoder.dimension
-    if not 1 <= options.truncate_dim <= encoder.dimension:
-        raise OptionError(f"truncate_dim: expected 1 to {encoder.dimension}, got {options.truncate_dim}")
+    if not isinstance(options.truncate_dim, int) or not 1 <= options.truncate_dim <= encoder.dimension:
+        raise OptionError(f"truncate_dim: expected 1 to {encoder.dimension}, got {options.truncate_dim!r}")
     return options.truncate_dim

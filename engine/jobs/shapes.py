@@ -22,9 +22,11 @@ from typing import Any
 import pyarrow as pa
 
 from ..errors import InputError
+from ..tasks.generating import WritingOptions, generation_options
+from ..tasks.task import Task
 from .inputs.rows import Row
 
-__all__ = ["Shape", "shape_of"]
+__all__ = ["Shape", "draws_unseeded", "shape_of"]
 
 Columns = tuple[pa.Field, ...]
 SCORE = pa.float32()
@@ -56,9 +58,19 @@ class Shape:
     paired: bool | None = False
 
 
-def shape_of(task: str, options: Any) -> Shape:
+def shape_of(task: Task[Any, Any], options: Any) -> Shape:
     """The shape of a task under its options."""
-    return _SHAPES[task](options)
+    if isinstance(options, WritingOptions):
+        return _written(options, generation_options(task.loaded.model, options).num_return_sequences > 1)
+    return _SHAPES[task.name](options)
+
+
+def draws_unseeded(task: Task[Any, Any], options: Any) -> bool:
+    """Whether the answers are written with tokens that are drawn otherwise every time."""
+    if not isinstance(options, WritingOptions):
+        return False
+    found = generation_options(task.loaded.model, options)
+    return found.do_sample and found.seed is None and found.generator is None
 
 
 def _text(row: Row) -> str:
@@ -164,8 +176,7 @@ def _ranking(options: Any) -> Shape:
     return Shape(item, (field,), lambda answer: (answer,), True)
 
 
-def _written(options: Any) -> Shape:
-    several = (options.generate.get("num_return_sequences") or 1) > 1
+def _written(options: WritingOptions, several: bool) -> Shape:
     kind = pa.list_(pa.int32()) if options.return_tensors else pa.string()
     name = "generated_token_ids" if options.return_tensors else "generated_text"
 
@@ -188,7 +199,4 @@ _SHAPES: dict[str, Callable[[Any], Shape]] = {
     "question-answering": _spans,
     "multiple-choice": _choices,
     "rerank": _ranking,
-    "text2text-generation": _written,
-    "summarization": _written,
-    "text-generation": _written,
 }

@@ -14,7 +14,7 @@ from ..generate.greedy import NoTokenLeftError
 from ..generate.options import GenerationOptions
 from ..generate.rules import FOR_SAMPLING
 
-__all__ = ["WritingOptions", "writing_options", "written_rows"]
+__all__ = ["WritingOptions", "generation_options", "writing_options", "written_rows"]
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,16 @@ def writing_options(model: Any, task: str, defaults: Mapping[str, Any], *given: 
         added.pop("max_new_tokens", None)
     if not {**said, **added, **merged}.get("do_sample"):
         added = {name: value for name, value in added.items() if name not in FOR_SAMPLING}
-    generate = {**added, **merged}
-    GenerationOptions.resolve(generate, config=config, generation_config=model.generation_config)
-    return WritingOptions(**own, generate=generate)
+    options = WritingOptions(**own, generate={**added, **merged})
+    generation_options(model, options)
+    return options
+
+
+def generation_options(model: Any, options: WritingOptions) -> GenerationOptions:
+    """What `generate` goes by: the options of a call, then those in the model's own files."""
+    return GenerationOptions.resolve(
+        options.generate, config=model.config.to_dict(), generation_config=model.generation_config
+    )
 
 
 def written_rows(

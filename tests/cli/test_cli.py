@@ -73,14 +73,19 @@ def test_embed(padless: Padless, tmp_path: Path, model: Path) -> None:
 def test_embed_passes_every_option_on(padless: Padless, tmp_path: Path, model: Path) -> None:
     (tmp_path / "in.txt").write_text("sun\nmoon\nriver\n")
     options = "--rows-per-shard 2 --dtype float32 --device cpu --backend auto --token-budget 333"
-    more = "--prompt-name query --normalize --truncate-dim 100 --quiet"
-    done = padless("embed", "in.txt", "out", "--model", model, *options.split(), *more.split())
+    more = "--prompt-name query --normalize --truncate-dim 100 --precision float16 --quiet"
+    long_texts = "--long-texts chunk --overlap 9 --aggregate max"
+    done = padless("embed", "in.txt", "out", "--model", model, *options.split(), *more.split(), *long_texts.split())
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["job"]["options"] == {
         "prompt_name": "query",
         "normalize_embeddings": True,
         "truncate_dim": 100,
+        "precision": "float16",
+        "long_texts": "chunk",
+        "overlap": 9,
+        "aggregate": "max",
         "max_seq_length": 256,
     }
     assert manifest["job"]["rows_per_shard"] == 2
