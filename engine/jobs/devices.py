@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+
 from ..errors import OptionError
 
 __all__ = ["find_devices", "threads_of_each"]
 
 CORES_PER_WORKER = 8
 """Of "all" without a GPU: one process uses its threads well, and every process holds the weights once more."""
+
+ALWAYS_ALLOWED = 8
+"""CPU workers, however few cores there are: slow, but no mistake."""
 
 
 def find_devices(text: str) -> tuple[str, ...]:
@@ -49,15 +54,10 @@ def _cpu_workers(name: str) -> int:
     count = int(number) if number.isascii() and number.isdigit() else int(not colon)
     if count < 1:
         raise OptionError(f"devices: expected cpu:N with N workers, at least 1, got {name!r}")
-    import os
-
-    if count > (cores := os.cpu_count() or 1) and count > MOST_CPU_WORKERS:
-        raise OptionError(f"devices: {name} was asked for, this machine has {cores} cores")
+    most = max(os.cpu_count() or 1, ALWAYS_ALLOWED)
+    if count > most:
+        raise OptionError(f"devices: {name} was asked for, this machine has {os.cpu_count()} cores")
     return count
-
-
-MOST_CPU_WORKERS = 16
-"""Asked for on a machine of fewer cores: more would only be a slip of the pen."""
 
 
 def threads_of_each(workers: int) -> int:

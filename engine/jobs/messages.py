@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.ipc
 
 from .inputs.input_file import InputColumns
+from .inputs.sources import Source
 from .stages import Stages
 
 if TYPE_CHECKING:
@@ -30,7 +32,17 @@ __all__ = [
     "Progressed",
     "Shard",
     "TaskFacts",
+    "packed",
 ]
+
+
+def packed(schema: pa.Schema) -> bytes:
+    """A schema as Arrow writes it: pickled, a list of fixed size would lose its field's name and that it has no null."""
+    return schema.serialize().to_pybytes()
+
+
+def _unpacked(content: bytes) -> pa.Schema:
+    return pa.ipc.read_schema(pa.py_buffer(content))
 
 
 @dataclass
@@ -40,7 +52,7 @@ class TaskFacts:
     name: str
     paired: bool | None
     description: dict[str, object]
-    fields: tuple[pa.Field, ...]
+    packed_fields: bytes
     folder: Path
     dtype: str
     device: str
@@ -51,9 +63,14 @@ class TaskFacts:
     def of(cls, task: JobTask) -> TaskFacts:
         """The facts of a task that is loaded here."""
         return cls(
-            task.name, task.paired, task.description, task.fields, task.folder, task.dtype, task.device,
-            task.token_budget, task.explain(),
+            task.name, task.paired, task.description, packed(pa.schema(task.fields)), task.folder, task.dtype,
+            task.device, task.token_budget, task.explain(),
         )  # fmt: skip
+
+    @property
+    def fields(self) -> tuple[pa.Field, ...]:
+        """Columns of the results."""
+        return tuple(_unpacked(self.packed_fields))
 
     def explain(self) -> str:
         """The implementations that serve, for people."""
@@ -69,10 +86,9 @@ class Plan:
 
     Attributes:
         folder: the output folder.
-        inputs: the files, each by its name.
+        sources: the input files.
         columns: what is read of each row.
-        input_format: of files whose suffix tells none.
-        schema: of a shard.
+        packed_schema: of a shard, from `packed`.
         has_id: whether it has an id column.
         carried: how many carried columns it has.
         rows_per_shard: input rows a shard covers.
@@ -80,14 +96,18 @@ class Plan:
     """
 
     folder: Path
-    inputs: tuple[str, ...]
+    sources: tuple[Source, ...]
     columns: InputColumns
-    input_format: str | None
-    schema: pa.Schema
+    packed_schema: bytes
     has_id: bool
     carried: int
     rows_per_shard: int
     fixed: dict[str, Any]
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Of a shard."""
+        return _unpacked(self.packed_schema)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from .inputs.reader import id_type, kept_fields, open_inputs
 from .layout import SUMMARY, check_output, claim_output
 from .lock import FolderLock
 from .manifest import Manifest, ShardRecord, read_manifest, read_summary, write_manifest, write_summary
-from .messages import Plan
+from .messages import Plan, packed
 from .own_process import OwnProcess, Processes
 from .report import Report
 from .resume import committed_shards, remove_uncommitted
@@ -233,10 +233,9 @@ def _run(
             report.begin({**_facts(work, manifest), "rows_done": rows_done, "shards_done": len(shards)})
             plan = Plan(
                 folder,
-                tuple(file.name for file in files),
+                tuple(file.source for file in files),
                 columns,
-                input_format,
-                schema,
+                packed(schema),
                 has_id=id_field is not None,
                 carried=len(carried),
                 rows_per_shard=rows_per_shard,

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import pyarrow as pa
 
 from .layout import ERRORS
 from .manifest import ShardRecord
@@ -15,6 +14,9 @@ from .stages import Stages
 from .task import JobTask
 
 __all__ = ["Summary", "summarise"]
+
+_VECTOR = re.compile(r"fixed_size_list<.*>\[(\d+)\]")
+"""The type of a column of vectors, as Arrow spells it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +83,13 @@ class Summary:
     versions: dict[str, str]
     devices: list[str] = field(default_factory=list)
 
-    def text(self, fields: Sequence[pa.Field] = ()) -> str:
-        """The summary for people, a few lines; `fields` are the task's, to name what the results are."""
+    def text(self) -> str:
+        """The summary for people, a few lines."""
         lines = [
-            f"{self.results:,} {_noun(fields)}, {self.shards} shard(s) in {self.output}",
+            f"{self.results:,} {_noun(self.columns)}, {self.shards} shard(s) in {self.output}",
             f"{self.seconds:,.1f} s, {self.rows_per_second:,.0f} rows/s, {self.tokens_per_second:,.0f} tokens/s, "
-            f"{self.padding_avoided:.0%} padding avoided, limited by {self.limited_by}, {self.dtype} on {self._where()}",
+            f"{self.padding_avoided:.0%} padding avoided, limited by {self.limited_by}, "
+            f"{self.dtype} on {self._where()}",
         ]
         if self.shards_resumed:
             lines.append(f"{self.shards_resumed} shard(s) were done by earlier runs")
@@ -164,7 +167,8 @@ def summarise(
     )
 
 
-def _noun(fields: Sequence[pa.Field]) -> str:
-    if len(fields) == 1 and pa.types.is_fixed_size_list(fields[0].type):
-        return f"vectors of {fields[0].type.list_size} numbers"
+def _noun(columns: dict[str, str]) -> str:
+    """What the results are."""
+    if len(columns) == 1 and (vector := _VECTOR.fullmatch(*columns.values())):
+        return f"vectors of {vector[1]} numbers"
     return "results"

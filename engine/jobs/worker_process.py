@@ -21,7 +21,7 @@ from typing import Any
 
 from .budget import token_budget
 from .factories import TaskFactory
-from .inputs.reader import open_inputs
+from .inputs.reader import open_sources
 from .messages import (
     Ask,
     CommittedUpTo,
@@ -84,7 +84,7 @@ def _compute(task: JobTask, plan: Plan, inbox: _Inbox, outbox: _Outbox) -> None:
     if torch.get_num_threads() != plan.fixed["threads"]:
         torch.set_num_threads(plan.fixed["threads"])
     task.token_budget = plan.fixed["token_budget"]
-    files = open_inputs(plan.inputs, plan.columns, input_format=plan.input_format)
+    files = open_sources(plan.sources, plan.columns)
     cursor = RowCursor(files, plan.rows_per_shard)
 
     def ask() -> int | None:
