@@ -27,8 +27,6 @@ def find_devices(text: str) -> tuple[str, ...]:
     """
     import torch
 
-    from ..precision import resolve_device
-
     if text.strip() == "all":
         count = torch.cuda.device_count()
         if count:
@@ -42,7 +40,10 @@ def find_devices(text: str) -> tuple[str, ...]:
         kind, _, number = name.partition(":")
         if kind != "cuda" or (number and not (number.isascii() and number.isdigit())) or name.endswith(":"):
             raise OptionError(f"devices: expected 'all', 'cuda:0,cuda:1' or 'cpu:N', got {text!r}")
-        device = str(resolve_device(f"cuda:{int(number or 0)}"))
+        device = f"cuda:{int(number or 0)}"
+        if int(number or 0) >= torch.cuda.device_count():
+            count = torch.cuda.device_count()
+            raise OptionError(f"devices: {device} was asked for, this machine has {count} CUDA devices")
         if device in found:
             raise OptionError(f"devices: {device} is named twice, expected each GPU once")
         found.append(device)

@@ -37,7 +37,7 @@ __all__ = [
 
 
 def packed(schema: pa.Schema) -> bytes:
-    """A schema as Arrow writes it: pickled, a list of fixed size would lose its field's name and that it has no null."""
+    """A schema as Arrow writes it: pickled, a list of fixed size loses its field's name and that none is null."""
     return schema.serialize().to_pybytes()
 
 

@@ -169,6 +169,6 @@ def summarise(
 
 def _noun(columns: dict[str, str]) -> str:
     """What the results are."""
-    if len(columns) == 1 and (vector := _VECTOR.fullmatch(*columns.values())):
+    if len(columns) == 1 and (vector := _VECTOR.fullmatch(next(iter(columns.values())))):
         return f"vectors of {vector[1]} numbers"
     return "results"
