@@ -64,7 +64,10 @@ def work(connection: Connection, make_task: TaskFactory, device: str, dtype: str
     outbox = _Outbox(connection)
     try:
         import torch
+        from tqdm import tqdm
 
+        # Its own is a semaphore of the system, which a process that is killed leaves behind.
+        tqdm.set_lock(threading.RLock())
         torch.set_num_threads(threads)
         task = make_task(device, dtype)
         outbox.send(TaskFacts.of(task))
