@@ -71,6 +71,8 @@ def _check_devices(given: JobArguments) -> None:
         return
     if given.device != "auto":
         raise OptionError("devices: --device is given too, expected one of them")
+    if "-" in given.inputs:  # before anything is read of it
+        raise OptionError("devices: standard input can be read by one process only, expected files")
     if given.output == STANDARD_OUTPUT:
         raise OptionError("devices: the output is one stream of standard output, expected a folder")
 

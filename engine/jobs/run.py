@@ -22,6 +22,7 @@ from .factories import TaskFactory
 from .identity import describe_job, environment, foreign_environment, refuse_other_fixed, refuse_other_job
 from .inputs.input_file import TEXTS, InputColumns, InputFile
 from .inputs.reader import id_type, kept_fields, open_inputs
+from .inputs.sources import STANDARD_INPUT
 from .layout import SUMMARY, check_output, claim_output
 from .lock import FolderLock
 from .manifest import Manifest, ShardRecord, read_manifest, read_summary, write_manifest, write_summary
@@ -159,8 +160,10 @@ def run_job_on(
     """
     from .spread import SeveralProcesses
 
+    if any(str(name) == STANDARD_INPUT for name in inputs):
+        raise OptionError("devices: standard input can be read by one process only, expected files")
     # Before the models are loaded, which may take a while, and again with them.
-    files = check_job(
+    check_job(
         inputs,
         output,
         columns=columns,
@@ -169,8 +172,6 @@ def run_job_on(
         resume=resume,
         overwrite=overwrite,
     )
-    if not all(file.rereadable for file in files):
-        raise OptionError("devices: standard input can be read by one process only, expected files")
     with SeveralProcesses(make_task, devices, dtype) as work:
         return _run(
             work, inputs, output, columns, input_format, rows_per_shard, token_budget, resume, overwrite,
