@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from . import job_options as of
 from .choices import Backend, Device, Dtype
 from .job_command import JobArguments, run_command
-
-if TYPE_CHECKING:
-    from ..jobs.task import JobTask
 
 __all__ = ["classify"]
 
@@ -45,6 +42,7 @@ def classify(
     rows_per_shard: of.RowsPerShard = 50_000,
     dtype: Dtype = "auto",
     device: Device = "auto",
+    devices: of.Devices = None,
     backend: Backend = "auto",
     token_budget: of.TokenBudget = None,
     resume: of.Resume = True,
@@ -67,20 +65,16 @@ def classify(
     if all_labels and top_k is not None:
         raise typer.BadParameter("expected --top-k or --all-labels, got both", param_hint="--all-labels")
 
-    def make_task(device: str, dtype: str) -> JobTask:
-        from ..jobs.answering import AnsweringTask
-        from ..loading import load
+    from ..jobs.factories import AnsweringJob
 
-        task = load(model, task="text-classification", device=device, dtype=dtype, backend=backend)
-        options: dict[str, Any] = {"long_texts": long_texts, "overlap": overlap, "aggregate": aggregate}
-        if all_labels or top_k is not None:
-            options["top_k"] = None if all_labels else top_k
-        if function_to_apply is not None:
-            options["function_to_apply"] = function_to_apply
-        return AnsweringTask(task, options)
-
+    options: dict[str, Any] = {"long_texts": long_texts, "overlap": overlap, "aggregate": aggregate}
+    if all_labels or top_k is not None:
+        options["top_k"] = None if all_labels else top_k
+    if function_to_apply is not None:
+        options["function_to_apply"] = function_to_apply
+    make_task = AnsweringJob(model, "text-classification", backend, options)
     given = JobArguments(
         inputs, output, text_column, pair_column, id_column, keep or (), input_format, rows_per_shard, device, dtype,
-        token_budget, resume, overwrite, log_json, quiet,
+        token_budget, resume, overwrite, log_json, quiet, devices,
     )  # fmt: skip
     run_command(given, make_task)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from . import job_options as of
 from .choices import Backend, Device, Dtype
 from .job_command import JobArguments, run_command
-
-if TYPE_CHECKING:
-    from ..jobs.task import JobTask
 
 __all__ = ["embed"]
 
@@ -27,6 +24,7 @@ def embed(
     rows_per_shard: of.RowsPerShard = 50_000,
     dtype: Dtype = "auto",
     device: Device = "auto",
+    devices: of.Devices = None,
     backend: Backend = "auto",
     token_budget: of.TokenBudget = None,
     prompt_name: Annotated[
@@ -77,16 +75,20 @@ def embed(
         cat lines.txt | padless embed - - -m path/to/model --input-format text | head
     """
 
-    def make_task(device: str, dtype: str) -> JobTask:
-        from ..jobs.embedding import EmbeddingOptions, EmbeddingTask
-        from ..loading import load
+    from ..jobs.factories import EmbeddingJob
 
-        encoder = load(model, task="embedding", device=device, dtype=dtype, backend=backend)
-        options = EmbeddingOptions(prompt_name, normalize, truncate_dim, precision, long_texts, overlap, aggregate)
-        return EmbeddingTask(encoder, options)
-
+    options = {
+        "prompt_name": prompt_name,
+        "normalize_embeddings": normalize,
+        "truncate_dim": truncate_dim,
+        "precision": precision,
+        "long_texts": long_texts,
+        "overlap": overlap,
+        "aggregate": aggregate,
+    }
+    make_task = EmbeddingJob(model, backend, options)
     given = JobArguments(
         inputs, output, text_column, None, id_column, keep or (), input_format, rows_per_shard, device, dtype,
-        token_budget, resume, overwrite, log_json, quiet,
+        token_budget, resume, overwrite, log_json, quiet, devices,
     )  # fmt: skip
     run_command(given, make_task)

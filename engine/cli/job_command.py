@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ..errors import OptionError
 from .job_report import run_reported
 
 if TYPE_CHECKING:
+    from ..jobs.factories import TaskFactory
     from ..jobs.report import Report
-    from ..jobs.task import JobTask
 
 __all__ = ["JobArguments", "run_command"]
 
@@ -38,14 +39,15 @@ class JobArguments:
     overwrite: bool
     log_json: bool
     quiet: bool
+    devices: str | None = None
 
 
-def run_command(given: JobArguments, make_task: Callable[[str, str], JobTask]) -> None:
+def run_command(given: JobArguments, make_task: TaskFactory) -> None:
     """Run a job.
 
     Args:
         given: from the command line.
-        make_task: loads the model; takes a device and a dtype.
+        make_task: loads the model, here or in the processes of several devices.
     """
     # oneDNN and, in every thread, torch's layer above it each remember 1,024 products, one for every shape they have
     # seen: hundreds of megabytes in a long job. A batch needs those of its own lengths again in every layer (at 32 of
@@ -58,14 +60,27 @@ def run_command(given: JobArguments, make_task: Callable[[str, str], JobTask]) -
         ("ARROW_DEFAULT_MEMORY_POOL", "system"),
     ):
         os.environ.setdefault(variable, value)
+    _check_devices(given)
     to_folder = given.output != STANDARD_OUTPUT
     job = _into_folder if to_folder else _to_standard_output
     run_reported(lambda report: job(given, make_task, report), given.output, quiet=given.quiet, log_json=given.log_json)
 
 
-def _into_folder(given: JobArguments, make_task: Callable[[str, str], JobTask], report: Report) -> None:
+def _check_devices(given: JobArguments) -> None:
+    if given.devices is None:
+        return
+    if given.device != "auto":
+        raise OptionError("devices: --device is given too, expected one of them")
+    if "-" in given.inputs:  # before anything is read of it
+        raise OptionError("devices: standard input can be read by one process only, expected files")
+    if given.output == STANDARD_OUTPUT:
+        raise OptionError("devices: the output is one stream of standard output, expected a folder")
+
+
+def _into_folder(given: JobArguments, make_task: TaskFactory, report: Report) -> None:
+    from ..jobs.devices import find_devices
     from ..jobs.inputs.input_file import InputColumns
-    from ..jobs.run import check_job, fixed_before, run_job
+    from ..jobs.run import check_job, fixed_before, run_job, run_job_on
 
     columns = InputColumns(given.text_column, given.pair_column, given.id_column, tuple(given.keep))
     # Before the model is loaded, which may take a while, and again with it.
@@ -79,27 +94,27 @@ def _into_folder(given: JobArguments, make_task: Callable[[str, str], JobTask], 
         overwrite=given.overwrite,
     )
     before = fixed_before(given.output) if given.resume and not given.overwrite else {}
-    task = make_task(
-        before.get("device", given.device) if given.device == "auto" else given.device,
-        before.get("dtype", given.dtype) if given.dtype == "auto" else given.dtype,
-    )
-    summary = run_job(
-        task,
-        given.inputs,
-        given.output,
-        columns=columns,
-        input_format=given.input_format,
-        rows_per_shard=given.rows_per_shard,
-        token_budget=given.token_budget,
-        resume=given.resume,
-        overwrite=given.overwrite,
-        report=report,
-    )
+    dtype = before.get("dtype", given.dtype) if given.dtype == "auto" else given.dtype
+    options: dict[str, Any] = {
+        "columns": columns,
+        "input_format": given.input_format,
+        "rows_per_shard": given.rows_per_shard,
+        "token_budget": given.token_budget,
+        "resume": given.resume,
+        "overwrite": given.overwrite,
+        "report": report,
+    }
+    if given.devices is not None:
+        devices = find_devices(given.devices)
+        summary = run_job_on(make_task, devices, dtype, given.inputs, given.output, **options)
+    else:
+        device = before.get("device", given.device) if given.device == "auto" else given.device
+        summary = run_job(make_task(device, dtype), given.inputs, given.output, **options)
     if not given.quiet and not given.log_json:
-        print(summary.text(task.fields))
+        print(summary.text())
 
 
-def _to_standard_output(given: JobArguments, make_task: Callable[[str, str], JobTask], report: Report) -> None:
+def _to_standard_output(given: JobArguments, make_task: TaskFactory, report: Report) -> None:
     from ..jobs.inputs.input_file import InputColumns
     from ..jobs.standard_output import write_json_lines
 

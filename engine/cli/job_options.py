@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 __all__ = [
+    "Devices",
     "IdColumn",
     "InputFormat",
     "Inputs",
@@ -52,6 +53,14 @@ Keep = Annotated[
 InputFormat = Annotated[
     Literal["parquet", "arrow", "jsonl", "csv", "tsv", "text"] | None,
     typer.Option(help="Format of standard input (jsonl if not given) and of files whose suffix tells none."),
+]
+Devices = Annotated[
+    str | None,
+    typer.Option(
+        metavar="all|cuda:0,cuda:1|cpu:N",
+        help="Instead of --device: a process for each of these, whole shards each. all: every GPU; without one, a CPU "
+        "worker for every 8 cores.",
+    ),
 ]
 RowsPerShard = Annotated[int, typer.Option(min=1, help="Input rows a shard covers.")]
 TokenBudget = Annotated[

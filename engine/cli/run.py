@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from . import job_options as of
 from .choices import Backend, Device, Dtype
 from .job_command import JobArguments, run_command
-
-if TYPE_CHECKING:
-    from ..jobs.task import JobTask
 
 __all__ = ["run"]
 
@@ -40,6 +37,7 @@ def run(
     rows_per_shard: of.RowsPerShard = 50_000,
     dtype: Dtype = "auto",
     device: Device = "auto",
+    devices: of.Devices = None,
     backend: Backend = "auto",
     token_budget: of.TokenBudget = None,
     resume: of.Resume = True,
@@ -79,23 +77,14 @@ def run(
     """
     options = _options(option or ())
 
-    def make_task(device: str, dtype: str) -> JobTask:
-        from ..errors import OptionError
-        from ..jobs.answering import AnsweringTask
-        from ..jobs.embedding import EmbeddingOptions, EmbeddingTask
-        from ..loading import load
+    from ..jobs.factories import AnsweringJob, EmbeddingJob
 
-        loaded = load(model, task=task, device=device, dtype=dtype, backend=backend)
-        if task != "embedding":
-            return AnsweringTask(loaded, options)
-        try:
-            return EmbeddingTask(loaded, EmbeddingOptions(**options))
-        except TypeError as error:
-            raise OptionError(f"embedding: {str(error).rpartition(' ')[2]}: no such option") from None
-
+    make_task = (
+        EmbeddingJob(model, backend, options) if task == "embedding" else AnsweringJob(model, task, backend, options)
+    )
     given = JobArguments(
         inputs, output, text_column, pair_column, id_column, keep or (), input_format, rows_per_shard, device, dtype,
-        token_budget, resume, overwrite, log_json, quiet,
+        token_budget, resume, overwrite, log_json, quiet, devices,
     )  # fmt: skip
     run_command(given, make_task)
 

@@ -23,8 +23,8 @@ CPU_BYTES_PER_TOKEN = 256 << 10
 """Above what a BERT-large needs in float32, attention scores of 512 tokens included."""
 
 
-def token_budget(task: JobTask) -> int:
-    """The task's own budget, or less where the free memory is small."""
+def token_budget(task: JobTask, workers: int = 1) -> int:
+    """The task's own budget, or less where the free memory is small; on a CPU `workers` processes share that."""
     if task.device.startswith("cuda"):
         return _on_gpu(task)
     import torch
@@ -32,7 +32,7 @@ def token_budget(task: JobTask) -> int:
     free = _free_host_bytes()
     if free is None:
         return task.token_budget
-    return bounded(task.token_budget, free, CPU_BYTES_PER_TOKEN * torch.get_num_threads())
+    return bounded(task.token_budget, free, CPU_BYTES_PER_TOKEN * torch.get_num_threads() * workers)
 
 
 def bounded(most: int, free_bytes: int, bytes_per_token: float) -> int:

@@ -58,8 +58,12 @@ class JsonLog(Report):
         self._limited_by = limited_by
 
     def shard_done(self, shard: ShardRecord) -> None:
+        self.shard_done_on(shard, None)
+
+    def shard_done_on(self, shard: ShardRecord, device: str | None) -> None:
         self._errors += shard.errors
-        self._tell("shard", **asdict(shard), errors_in_run=self._errors)
+        where = {} if device is None else {"device": device}
+        self._tell("shard", **asdict(shard), **where, errors_in_run=self._errors)
 
     def finish(self, summary: dict[str, Any]) -> None:
         self._tell("finish", **summary)

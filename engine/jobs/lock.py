@@ -57,6 +57,11 @@ class FolderLock:
             os.pwrite(self._descriptor, f"{os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         return self
 
+    @property
+    def descriptor(self) -> int | None:
+        """To be handed to the processes that write for this one: the lock is held until the last of them has ended."""
+        return self._descriptor if fcntl is not None else None
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:

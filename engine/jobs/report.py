@@ -34,6 +34,10 @@ class Report:
     def shard_done(self, shard: ShardRecord) -> None:
         """A shard is committed."""
 
+    def shard_done_on(self, shard: ShardRecord, device: str | None) -> None:
+        """A shard is committed that `device` computed; None where the job has one device."""
+        self.shard_done(shard)
+
     def finish(self, summary: dict[str, Any]) -> None:
         """The job is done; `summary` is the content of summary.json."""
 

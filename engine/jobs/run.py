@@ -16,23 +16,27 @@ from typing import Any
 import pyarrow as pa
 
 from ..errors import JobError, OptionError
-from .budget import token_budget as budget_for
+from .commits import Commits
 from .durable import TEMPORARY_SUFFIX, writing
+from .factories import TaskFactory
 from .identity import describe_job, environment, foreign_environment, refuse_other_fixed, refuse_other_job
 from .inputs.input_file import TEXTS, InputColumns, InputFile
-from .inputs.reader import id_type, kept_fields, open_inputs, read_rows
+from .inputs.reader import id_type, kept_fields, open_inputs
+from .inputs.sources import STANDARD_INPUT
 from .layout import SUMMARY, check_output, claim_output
 from .lock import FolderLock
 from .manifest import Manifest, ShardRecord, read_manifest, read_summary, write_manifest, write_summary
+from .messages import Plan, packed
+from .own_process import OwnProcess, Processes
 from .report import Report
 from .resume import committed_shards, remove_uncommitted
 from .summary import Summary, summarise
 from .task import JobTask
 from .watch import InputWatch
-from .windows import WINDOW_CHARACTERS, WINDOW_ROWS, cut_windows
+from .windows import WINDOW_CHARACTERS, WINDOW_ROWS
 from .writer import shard_schema
 
-__all__ = ["ROWS_PER_SHARD", "check_job", "check_pairs", "fixed_before", "run_job"]
+__all__ = ["ROWS_PER_SHARD", "check_job", "check_pairs", "fixed_before", "run_job", "run_job_on"]
 
 ROWS_PER_SHARD = 50_000
 
@@ -117,10 +121,77 @@ def run_job(
         OptionError: an argument is out of range, or the model has no such prompt.
         JobError: `output` is unusable, in use, or holds another job, or the disk refuses.
     """
-    from .shard_run import ShardRun  # brings torch: not needed to check a job
+    work = OwnProcess(task)
+    return _run(
+        work, inputs, output, columns, input_format, rows_per_shard, token_budget, resume, overwrite, report or Report()
+    )
 
-    report = report or Report()
-    folder = Path(output)
+
+def run_job_on(
+    make_task: TaskFactory,
+    devices: Sequence[str],
+    dtype: str,
+    inputs: Sequence[str | Path],
+    output: str | Path,
+    *,
+    columns: InputColumns = TEXTS,
+    input_format: str | None = None,
+    rows_per_shard: int = ROWS_PER_SHARD,
+    token_budget: int | None = None,
+    resume: bool = True,
+    overwrite: bool = False,
+    report: Report | None = None,
+) -> Summary:
+    """`run_job` in a process for each device, each of which computes whole shards.
+
+    The folder gets the same files as on one device. `shards.jsonl` and `errors.jsonl` are written by this process
+    alone, in the order of the shards.
+
+    Args:
+        make_task: loads the model on a device in a dtype, in each process; can be pickled.
+        devices: from `find_devices`.
+        dtype: of the model, or "auto".
+        inputs: as of `run_job`, without standard input.
+        output, columns, input_format, rows_per_shard, token_budget, resume, overwrite, report: as of `run_job`.
+
+    Raises:
+        InputError, OptionError, JobError: as `run_job` does.
+        JobError: a process died.
+    """
+    from .spread import SeveralProcesses
+
+    if any(str(name) == STANDARD_INPUT for name in inputs):
+        raise OptionError("devices: standard input can be read by one process only, expected files")
+    # Before the models are loaded, which may take a while, and again with them.
+    check_job(
+        inputs,
+        output,
+        columns=columns,
+        input_format=input_format,
+        rows_per_shard=rows_per_shard,
+        resume=resume,
+        overwrite=overwrite,
+    )
+    with SeveralProcesses(make_task, devices, dtype) as work:
+        return _run(
+            work, inputs, output, columns, input_format, rows_per_shard, token_budget, resume, overwrite,
+            report or Report(),
+        )  # fmt: skip
+
+
+def _run(
+    work: Processes,
+    inputs: Sequence[str | Path],
+    output: str | Path,
+    columns: InputColumns,
+    input_format: str | None,
+    rows_per_shard: int,
+    token_budget: int | None,
+    resume: bool,
+    overwrite: bool,
+    report: Report,
+) -> Summary:
+    task, folder = work.task, Path(output)
     files = check_job(
         inputs,
         output,
@@ -144,12 +215,12 @@ def run_job(
         return summary
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with FolderLock(folder):
+    with FolderLock(folder) as lock:
         manifest = read_manifest(folder) if goes_on else None
         shards: list[ShardRecord] = []
         if manifest is None:
             claim_output(folder, [file.path for file in files], overwrite=overwrite)
-            manifest = Manifest(job, _fix(task, token_budget), environment(task))
+            manifest = Manifest(job, _fix(work, token_budget), environment(task))
             write_manifest(folder, manifest)
         else:
             refuse_other_job(folder, manifest, job)
@@ -158,37 +229,33 @@ def run_job(
             if (told := foreign_environment(manifest, task)) is not None:
                 report.note(f"{folder}: {told}")
         remove_uncommitted(folder, shards)
-        with _budget(task, manifest.fixed["token_budget"]), _threads(manifest.fixed["threads"]), report:
+        with report:
             rows_done = sum(shard.input_rows for shard in shards)
-            report.begin({**_facts(task, manifest), "rows_done": rows_done, "shards_done": len(shards)})
-            run = ShardRun(
-                task,
+            report.begin({**_facts(work, manifest), "rows_done": rows_done, "shards_done": len(shards)})
+            plan = Plan(
                 folder,
-                files,
-                watch,
-                schema,
+                tuple(file.source for file in files),
+                columns,
+                packed(schema),
                 has_id=id_field is not None,
                 carried=len(carried),
                 rows_per_shard=rows_per_shard,
-                report=report,
+                fixed=manifest.fixed,
             )
-            windows = cut_windows(
-                read_rows(files, rows_done),
-                rows_per_shard,
-                manifest.fixed["window_rows"],
-                manifest.fixed["window_characters"],
-            )
+            commits = Commits(folder, report)
             with _nothing_half(folder):
-                seconds = run.run(windows, first_shard=len(shards))
+                seconds, stages = work.compute(plan, files, shards, commits, watch, report, lock.descriptor)
             summary = summarise(
                 folder,
                 task,
-                [*shards, *run.shards],
+                [*shards, *commits.shards],
                 resumed=len(shards),
                 seconds=seconds,
-                stages=run.stages,
+                stages=stages,
+                token_budget=manifest.fixed["token_budget"],
                 threads=manifest.fixed["threads"],
                 versions={name: environment(task)[name] for name in ("padless", "python", "torch", "pyarrow")},
+                devices=work.devices,
             )
             watch.check()
             write_summary(folder, asdict(summary))
@@ -225,23 +292,22 @@ def check_pairs(task: JobTask, columns: InputColumns) -> None:
         raise OptionError(f"pair_column: {task.name} has no use for one, got {columns.pair!r}")
 
 
-def _fix(task: JobTask, token_budget: int | None) -> dict[str, Any]:
+def _fix(work: Processes, token_budget: int | None) -> dict[str, Any]:
     """What the bits of a result depend on beside the job itself, chosen at the first run."""
-    import torch
-
     return {
-        "dtype": task.dtype,
-        "device": task.device.split(":")[0],
-        "token_budget": budget_for(task) if token_budget is None else token_budget,
-        "threads": torch.get_num_threads(),
+        "dtype": work.task.dtype,
+        "device": work.task.device.split(":")[0],
+        "token_budget": work.token_budget() if token_budget is None else token_budget,
+        "threads": work.threads,
         "window_rows": WINDOW_ROWS,
         "window_characters": WINDOW_CHARACTERS,
     }
 
 
-def _facts(task: JobTask, manifest: Manifest) -> dict[str, Any]:
+def _facts(work: Processes, manifest: Manifest) -> dict[str, Any]:
     """What a listener is told at the start."""
-    return {"task": task.name, "inputs": [file["name"] for file in manifest.job["inputs"]], **manifest.fixed}
+    inputs = [file["name"] for file in manifest.job["inputs"]]
+    return {"task": work.task.name, "inputs": inputs, **manifest.fixed, "devices": list(work.devices)}
 
 
 @contextmanager
@@ -254,28 +320,3 @@ def _nothing_half(folder: Path) -> Iterator[None]:
             for path in folder.glob(f"*{TEMPORARY_SUFFIX}"):
                 path.unlink()
         raise
-
-
-@contextmanager
-def _budget(task: JobTask, tokens: int) -> Iterator[None]:
-    """Have the task's batches be of so many tokens; the model is the caller's, and has its own again afterwards."""
-    before, task.token_budget = task.token_budget, tokens
-    try:
-        yield
-    finally:
-        task.token_budget = before
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Have torch compute in so many threads: how products are split over them may change bits."""
-    import torch
-
-    before = torch.get_num_threads()
-    if before != count:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        if before != count:
-            torch.set_num_threads(before)

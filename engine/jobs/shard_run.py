@@ -1,14 +1,14 @@
-"""One run through the windows of a job: read ahead, computed, written behind, committed shard by shard.
+"""One run through windows of a job: read ahead, computed, written behind, handed over shard by shard.
 
 Reading has a thread of its own, one window ahead; tokenising has one inside the task; writing has one, one window
-behind. What is computed depends on none of their timing. A shard is committed before the next one is begun, so that a
-job that is killed has at most one to do again.
+behind. What is computed depends on none of their timing. A shard is handed over before the next one is begun, so that
+a run that is killed has at most one to do again.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,12 +17,13 @@ import pyarrow as pa
 from ..prefetch import prefetch
 from ..stream import EncodeStats
 from .background import Background
-from .errors_file import RowRecord, append_records, record_of
+from .commits import FinishedShard
+from .errors_file import RowRecord, record_of
 from .finite import not_finite
 from .inputs.input_file import InputFile
 from .inputs.rows import Row
-from .layout import ERRORS, part_name
-from .manifest import ShardRecord, append_shard
+from .layout import part_name
+from .manifest import ShardRecord
 from .report import Report
 from .stages import Stages
 from .task import Answers, JobTask
@@ -39,6 +40,7 @@ NOT_FINITE = "the result is not finite"
 class _OpenShard:
     """A shard in progress."""
 
+    index: int
     writer: ShardWriter
     first_row: int
     input_rows: int = 0
@@ -47,7 +49,7 @@ class _OpenShard:
 
 
 class ShardRun:
-    """Computes, writes and commits shards.
+    """Computes and writes shards, and hands them over to be committed.
 
     Args:
         task: what is computed.
@@ -58,10 +60,11 @@ class ShardRun:
         has_id: whether it has an id column.
         carried: how many carried columns it has.
         rows_per_shard: input rows that a shard covers.
-        report: listener.
+        report: listener; it is told of everything but commits.
+        hand_over: commits a finished shard, or sees that it is.
+        may_open: is called with a shard's number before its file is opened, and returns when it may be.
 
     Attributes:
-        shards: committed by this run.
         stages: where its time went.
     """
 
@@ -77,12 +80,14 @@ class ShardRun:
         carried: int,
         rows_per_shard: int,
         report: Report,
+        hand_over: Callable[[FinishedShard], None],
+        may_open: Callable[[int], None] | None = None,
     ) -> None:
         self._task, self._folder, self._files, self._watch = task, folder, files, watch
         self._schema, self._has_id, self._carried = schema, has_id, carried
         self._rows_per_shard, self._report = rows_per_shard, report
+        self._hand_over, self._may_open = hand_over, may_open
         self._started = 0.0
-        self.shards: list[ShardRecord] = []
         self.stages = Stages()
 
     def run(self, windows: Iterator[Window], *, first_shard: int) -> float:
@@ -99,15 +104,17 @@ class ShardRun:
         """
         self._started = time.perf_counter()
         shard: _OpenShard | None = None
+        any_window = False
         with Background() as background:
             try:
                 for window in self._read_ahead(windows):
+                    any_window = True
                     shard = shard or self._open(window.shard)
                     self._compute(window, shard, background)
                     if window.ends_shard:
                         self._commit(shard, background)
                         shard = None
-                if shard is None and first_shard == 0 and not self.shards:
+                if not any_window and first_shard == 0:
                     shard = self._open(0)
                 if shard is not None:
                     self._commit(shard, background)
@@ -120,9 +127,11 @@ class ShardRun:
         return time.perf_counter() - self._started
 
     def _open(self, index: int) -> _OpenShard:
+        if self._may_open is not None:
+            self._may_open(index)
         path = self._folder / part_name(index)
         writer = ShardWriter(path, self._schema, has_id=self._has_id, carried=self._carried)
-        return _OpenShard(writer, index * self._rows_per_shard)
+        return _OpenShard(index, writer, index * self._rows_per_shard)
 
     def _read_ahead(self, windows: Iterator[Window]) -> Iterator[Window]:
         ahead = prefetch(self._read(windows))
@@ -175,7 +184,7 @@ class ShardRun:
         size, digest = shard.writer.commit()
         errors = sum(record.kind == "error" for record in shard.records)
         records = sorted(shard.records, key=lambda record: record.row)
-        committed = ShardRecord(
+        record = ShardRecord(
             name=shard.writer.path.name,
             first_row=shard.first_row,
             input_rows=shard.input_rows,
@@ -187,16 +196,14 @@ class ShardRun:
             errors=errors,
             retries=shard.stats.retries,
             fallbacks=shard.stats.fallbacks,
-            errors_bytes=append_records(self._folder / ERRORS, records),
+            errors_bytes=0,
             bytes=size,
             blake2b=digest,
         )
-        append_shard(self._folder, committed)
-        self.shards.append(committed)
+        self._hand_over(FinishedShard(shard.index, record, records))
         end = time.perf_counter()
         self.stages.write += end - begin_commit
         self.stages.wait_write += end - begin
-        self._report.shard_done(committed)
 
     def _fraction_read(self) -> float:
         size = sum(file.bytes for file in self._files)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 __all__ = ["Stages"]
 
@@ -31,6 +31,11 @@ class Stages:
     wait_read: float = 0.0
     wait_tokenise: float = 0.0
     wait_write: float = 0.0
+
+    def add(self, other: Stages) -> None:
+        """Add the seconds of another process."""
+        for stage in fields(self):
+            setattr(self, stage.name, getattr(self, stage.name) + getattr(other, stage.name))
 
     def seconds(self) -> dict[str, float]:
         """Seconds of each stage, and of waiting for any of them."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-
-import pyarrow as pa
 
 from .layout import ERRORS
 from .manifest import ShardRecord
@@ -15,6 +14,9 @@ from .stages import Stages
 from .task import JobTask
 
 __all__ = ["Summary", "summarise"]
+
+_VECTOR = re.compile(r"fixed_size_list<.*>\[(\d+)\]")
+"""The type of a column of vectors, as Arrow spells it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,7 @@ class Summary:
         dtype: what the model computed in.
         device: what the model computed on.
         versions: of padless, python, torch and pyarrow in this run.
+        devices: of each process of this run; `stage_seconds` and `waited_for` are summed over them.
     """
 
     task: str
@@ -78,13 +81,15 @@ class Summary:
     dtype: str
     device: str
     versions: dict[str, str]
+    devices: list[str] = field(default_factory=list)
 
-    def text(self, fields: Sequence[pa.Field] = ()) -> str:
-        """The summary for people, a few lines; `fields` are the task's, to name what the results are."""
+    def text(self) -> str:
+        """The summary for people, a few lines."""
         lines = [
-            f"{self.results:,} {_noun(fields)}, {self.shards} shard(s) in {self.output}",
+            f"{self.results:,} {_noun(self.columns)}, {self.shards} shard(s) in {self.output}",
             f"{self.seconds:,.1f} s, {self.rows_per_second:,.0f} rows/s, {self.tokens_per_second:,.0f} tokens/s, "
-            f"{self.padding_avoided:.0%} padding avoided, limited by {self.limited_by}, {self.dtype} on {self.device}",
+            f"{self.padding_avoided:.0%} padding avoided, limited by {self.limited_by}, "
+            f"{self.dtype} on {self._where()}",
         ]
         if self.shards_resumed:
             lines.append(f"{self.shards_resumed} shard(s) were done by earlier runs")
@@ -99,6 +104,17 @@ class Summary:
             lines.append(f"{self.errors:,} rows without a result, {self.repaired:,} repaired: see {where}")
         return "\n".join(lines)
 
+    def _where(self) -> str:
+        return self.device if len(self.devices) < 2 else ", ".join(_counted(self.devices))
+
+
+def _counted(devices: Sequence[str]) -> list[str]:
+    """Each device once, with how many processes it has if it has several."""
+    return [
+        device if devices.count(device) == 1 else f"{devices.count(device)} x {device}"
+        for device in dict.fromkeys(devices)
+    ]
+
 
 def summarise(
     folder: Path,
@@ -108,8 +124,10 @@ def summarise(
     resumed: int,
     seconds: float,
     stages: Stages,
+    token_budget: int,
     threads: int,
     versions: dict[str, str],
+    devices: Sequence[str],
 ) -> Summary:
     """The summary of a job whose shards are all committed, the first `resumed` of them by earlier runs."""
 
@@ -138,17 +156,19 @@ def summarise(
         tokens_per_second=total("tokens", ours) / seconds,
         stage_seconds=stages.seconds(),
         waited_for=stages.waited_for(),
-        limited_by=stages.limit(seconds),
-        token_budget=task.token_budget,
+        limited_by=stages.limit(seconds * len(devices)),
+        token_budget=token_budget,
         threads=threads,
         columns={field.name: str(field.type) for field in task.fields},
         dtype=task.dtype,
         device=task.device,
         versions=versions,
+        devices=list(devices),
     )
 
 
-def _noun(fields: Sequence[pa.Field]) -> str:
-    if len(fields) == 1 and pa.types.is_fixed_size_list(fields[0].type):
-        return f"vectors of {fields[0].type.list_size} numbers"
+def _noun(columns: dict[str, str]) -> str:
+    """What the results are."""
+    if len(columns) == 1 and (vector := _VECTOR.fullmatch(next(iter(columns.values())))):
+        return f"vectors of {vector[1]} numbers"
     return "results"

@@ -15,7 +15,7 @@ from .plain_text_input import PlainTextInput
 from .rows import Row
 from .sources import Source, find_sources
 
-__all__ = ["id_type", "kept_fields", "open_inputs", "read_rows"]
+__all__ = ["id_type", "kept_fields", "open_inputs", "open_sources", "read_rows"]
 
 _CLASSES: dict[str, Callable[[Source, InputColumns], InputFile]] = {
     "parquet": ParquetInput,
@@ -46,10 +46,19 @@ def open_inputs(
             the id or carried columns of two files are of types that no one type holds.
         OptionError: if there is no such format.
     """
-    files = tuple(_CLASSES[source.format](source, columns) for source in find_sources(sources, input_format))
+    files = open_sources(find_sources(sources, input_format), columns)
     id_type(files)
     kept_fields(files, columns)
     return files
+
+
+def open_sources(sources: Sequence[Source], columns: InputColumns) -> tuple[InputFile, ...]:
+    """The inputs behind sources that were found and checked before.
+
+    Raises:
+        InputError: naming the file, if it is unreadable or lacks a column.
+    """
+    return tuple(_CLASSES[source.format](source, columns) for source in sources)
 
 
 def read_rows(inputs: Sequence[InputFile], skip: int = 0) -> Iterator[Row]:

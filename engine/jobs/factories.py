@@ -1,0 +1,78 @@
+"""What loads the task of a job, in this process or in a worker: the model by its name, and the options; picklable."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from .task import JobTask
+
+__all__ = ["AnsweringJob", "EmbeddingJob", "TaskFactory"]
+
+
+class TaskFactory(Protocol):
+    """Loads a model on a device; one that goes to other processes can be pickled."""
+
+    def __call__(self, device: str, dtype: str, /) -> JobTask: ...
+
+
+@dataclass(frozen=True)
+class EmbeddingJob:
+    """Loads the model of an `EmbeddingTask`.
+
+    Attributes:
+        model: folder, or org/name.
+        backend: "auto", or the implementation every op must use.
+        options: of `EmbeddingOptions`, by name.
+    """
+
+    model: str
+    backend: str = "auto"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, device: str, dtype: str) -> JobTask:
+        """The loaded task.
+
+        Raises:
+            PadlessError: no such model, device, dtype or option.
+        """
+        from ..errors import OptionError
+        from ..loading import load
+        from .embedding import EmbeddingOptions, EmbeddingTask
+
+        encoder = load(self.model, task="embedding", device=device, dtype=dtype, backend=self.backend)
+        try:
+            return EmbeddingTask(encoder, EmbeddingOptions(**self.options))
+        except TypeError as error:
+            raise OptionError(f"embedding: {str(error).rpartition(' ')[2]}: no such option") from None
+
+
+@dataclass(frozen=True)
+class AnsweringJob:
+    """Loads the model of an `AnsweringTask`.
+
+    Attributes:
+        model: folder, or org/name.
+        task: "text-classification", ...
+        backend: "auto", or the implementation every op must use.
+        options: of the task's calls.
+    """
+
+    model: str
+    task: str
+    backend: str = "auto"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, device: str, dtype: str) -> JobTask:
+        """The loaded task.
+
+        Raises:
+            PadlessError: no such model, device, dtype or option.
+        """
+        from ..loading import load
+        from .answering import AnsweringTask
+
+        loaded = load(self.model, task=self.task, device=device, dtype=dtype, backend=self.backend)
+        return AnsweringTask(loaded, self.options)
