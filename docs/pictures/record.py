@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import pty
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -28,8 +29,8 @@ def record(command: list[str]) -> str:
         written.extend(data)
         return data
 
-    os.environ["COLUMNS"] = str(COLUMNS)
-    status = pty.spawn(command, read)
+    # A terminal without a size has no room for a bar.
+    status = pty.spawn(["sh", "-c", f"stty cols {COLUMNS} rows 40; exec {shlex.join(command)}"], read)
     if status:
         raise SystemExit(f"the command ended with status {status}")
     return _ESCAPES.sub("", written.decode("utf-8", "replace"))
