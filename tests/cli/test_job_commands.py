@@ -222,7 +222,7 @@ RUN = "run in.parquet out -m"
     [
         (f"{RUN} {{classes}} -t sing", "task: expected one of embedding, text-classification, "),
         (f"{RUN} {{classes}}", "Missing option '--task'"),
-        (f"{RUN} {{classes}} -t fill-mask", "no weights for cls, which the task fill-mask needs: its answers would be noise"),
+        (f"{RUN} {{classes}} -t fill-mask", "no weights for cls, which the task fill-mask needs: its answers would be"),
         (f"{RUN} {{classes}} -t text-classification -o top_k", "expected NAME=VALUE, got 'top_k'"),
         (f"{RUN} {{classes}} -t text-classification -o =2", "expected NAME=VALUE, got '=2'"),
         (f"{RUN} {{classes}} -t text-classification -o top_k=2 -o top_k=3", "'top_k' is given twice"),
