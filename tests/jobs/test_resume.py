@@ -78,6 +78,8 @@ def kill_until_done(
         begun = {path for path in out.glob("part-*") if path.name.removesuffix(".tmp") >= part_name(after)}
         assert len(begun) <= 1
         begun_again += len(begun)
+        # A later run has more to check before it goes on; on a busy machine none would ever come further.
+        longest_life *= 1.0 if after > before else 1.15
 
 
 @pytest.mark.parametrize(
