@@ -11,6 +11,7 @@ import torch
 from .errors import OptionError
 from .loading import TOKEN_BUDGET, load
 from .tasks import task_class
+from .tasks.loading import longest_text
 from .tasks.task import Loaded, Task
 from .tokenization.backend import alike
 from .tokenization.base import PreTrainedTokenizerFast
@@ -91,11 +92,10 @@ def _behind(task: str | None, model: Any, tokenizer: Any) -> Task[Any, Any]:
         raise OptionError(f"tokenizer: expected one of padless beside a loaded model, got {type(tokenizer).__name__}")
     if not type(model).__name__.endswith(chosen.kind) or not hasattr(model, "bound_ops"):
         raise OptionError(f"model: {task} needs a class of padless {chosen.kind}, got {type(model).__name__}")
-    limits = [limit for limit in (tokenizer.model_max_length, model.base_model.longest) if limit and limit < 1e20]
     single = Tokenizer(
         alike(tokenizer.backend_tokenizer),
         source=Path(tokenizer.name_or_path),
-        max_length=int(min(limits)) if limits else None,
+        max_length=longest_text(model, tokenizer.model_max_length),
         cut_from_left=tokenizer.truncation_side == "left",
     )
     model.eval()

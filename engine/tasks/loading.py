@@ -20,7 +20,7 @@ from ..weights import load_weights
 from . import task_class
 from .task import Loaded, Task
 
-__all__ = ["load_task", "task_of_folder"]
+__all__ = ["load_task", "longest_text", "task_of_folder"]
 
 TASK_OF_HEAD = {
     "ForSequenceClassification": "text-classification",
@@ -108,11 +108,11 @@ def load_task(
     model.eval().requires_grad_(False).bind(backend, deterministic)
     spelling = tokenizer_of(files)
     limit = None if own is None else own.max_seq_length
-    tokenizer.max_length = _longest(model, spelling.model_max_length if limit is None else limit)
+    tokenizer.max_length = longest_text(model, spelling.model_max_length if limit is None else limit)
     return found(Loaded(model, tokenizer, spelling, folder, device, dtype, token_budget), defaults or {})
 
 
-def _longest(model: Any, of_tokenizer: float) -> int | None:
+def longest_text(model: Any, of_tokenizer: float) -> int | None:
     """Tokens of a text: what the tokenizer's settings say, and never more than the model has positions for."""
     limits = [limit for limit in (of_tokenizer, model.base_model.longest) if limit is not None and limit < 1e20]
     return int(min(limits)) if limits else None
