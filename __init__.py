@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         AutoModelForSequenceClassification,
         AutoModelForTokenClassification,
     )
-    from .engine.encoder import Encoder
+    from .engine.embedding.encoder import Encoder
     from .engine.errors import (
         BackendError,
         ConfigError,
@@ -207,7 +207,7 @@ _NAMES_OF = {
         "AutoModelForSequenceClassification",
         "AutoModelForTokenClassification",
     ),
-    ".engine.encoder": ("Encoder",),
+    ".engine.embedding.encoder": ("Encoder",),
     ".engine.errors": (
         "BackendError",
         "ConfigError",

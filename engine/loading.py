@@ -10,14 +10,14 @@ import torch
 from .config import CONFIG_NAME, model_type
 from .cuda_graphs import wanted
 from .dispatch import backends
-from .encoder import Encoder
+from .embedding.encoder import Encoder
+from .embedding.pooling import SentenceHead
 from .errors import OptionError
+from .folders.sentence_transformer import read_sentence_folder
 from .hub import resolve_folder
 from .models import encoder_class
 from .models.pretrained import parameters_left_empty
-from .pooling import SentenceHead
 from .precision import resolve_device, resolve_dtype
-from .sentence_folder import read_sentence_folder
 from .tasks import task_class
 from .tasks.loading import load_task, task_of_folder
 from .tokenizer import Tokenizer, check_vocabulary

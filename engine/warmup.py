@@ -21,7 +21,7 @@ import torch
 from .batch import PackedBatch, TokenizedTexts, pack
 from .compilations import compilations
 from .cuda_graphs import CudaGraphs, wanted
-from .encoder import Encoder
+from .embedding.encoder import Encoder
 from .errors import OptionError
 
 __all__ = ["Step", "Warmup", "plan", "warm_up"]

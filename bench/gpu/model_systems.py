@@ -17,10 +17,10 @@ from torch.nn import functional as F
 
 from ...engine.batch import PackedBatch, TokenizedTexts, pack, plan_batches
 from ...engine.cuda_graphs import CudaGraphs
+from ...engine.embedding.pooling import SentenceHead
+from ...engine.folders.sentence_transformer import NormalizeSpec, PoolingSpec
 from ...engine.models.bare import BareModel
 from ...engine.ops.bind import BoundOp, explain_ops
-from ...engine.pooling import SentenceHead
-from ...engine.sentence_folder import NormalizeSpec, PoolingSpec
 from .case import first_line
 from .model_shapes import Shape
 from .model_work import Work

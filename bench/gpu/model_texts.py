@@ -109,7 +109,7 @@ def _folder(stack: contextlib.ExitStack, context: Context) -> tuple[str, Path]:
 
 
 def _compared(folder: Path, texts: list[str], weights: str, context: Context) -> Figures:
-    from ...engine.encoder import EncodeStats
+    from ...engine.embedding.encoder import EncodeStats
     from ...engine.loading import load
 
     dtype = torch.float32 if context.dry else torch.bfloat16

@@ -21,7 +21,7 @@ import torch
 from ...engine.batch import TokenizedTexts, pack, plan_batches
 from ...engine.jobs.windows import WINDOW_ROWS
 from ...engine.loading import load
-from ...engine.prefetch import Workers
+from ...engine.streaming.prefetch import Workers
 
 
 def main(source: str, target: str, model: str, dtype: str, facts: str) -> None:

@@ -29,7 +29,7 @@ class Padless(System):
         self._encoder = load(str(job.model), dtype=self.dtype, device="cpu")
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        from ...engine.encoder import EncodeStats
+        from ...engine.embedding.encoder import EncodeStats
 
         stats = EncodeStats()
         vectors = self._encoder.encode(texts, show_progress_bar=False, normalize_embeddings=True, stats=stats)

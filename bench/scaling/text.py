@@ -90,8 +90,8 @@ at their published rate, one core kept by the process:
 
 What padless does about it today:
 
-- One piece of the texts is tokenised while the GPU runs the one before (`engine/stream.py`), on all cores (the
-  library's own threads), and without padding.
+- One piece of the texts is tokenised while the GPU runs the one before (`engine/streaming/stream.py`), on all cores
+  (the library's own threads), and without padding.
 - A text far longer than the model takes is cut before it is tokenised (`engine/text_cut.py`), to the same ids.
 
 What is planned, none of it built:

@@ -10,7 +10,7 @@ import typer
 from .choices import Backend, Device, Dtype
 
 if TYPE_CHECKING:
-    from ..encoder import Encoder
+    from ..embedding.encoder import Encoder
     from ..warmup import Step, Warmup
 
 __all__ = ["warmup"]

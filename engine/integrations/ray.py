@@ -23,7 +23,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from ..encoder import Encoder, EncodeStats
+from ..embedding.encoder import Encoder, EncodeStats
 from ..errors import OptionError
 from ..jobs.answering import AnsweringTask
 from ..jobs.embedding import EmbeddingOptions, EmbeddingTask

@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from ..errors import InputError, NotFiniteError
 from ..loading import load
-from ..memory import is_out_of_memory
-from ..stream import EncodeStats
+from ..streaming.memory import is_out_of_memory
+from ..streaming.stream import EncodeStats
 from ..tasks.task import Task
 from .inputs.rows import Row
 from .shapes import draws_unseeded, shape_of

@@ -44,7 +44,7 @@ def bounded(most: int, free_bytes: int, bytes_per_token: float) -> int:
 def _on_gpu(task: JobTask) -> int:
     import torch
 
-    from ..stream import EncodeStats
+    from ..streaming.stream import EncodeStats
 
     device = torch.device(task.device)
     most = task.token_budget

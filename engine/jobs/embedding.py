@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ..encoder import Encoder, EncodeStats
+from ..embedding.encoder import Encoder, EncodeStats
+from ..embedding.long_documents import LONG_TEXTS
+from ..embedding.quantisation import Quantiser
 from ..errors import MemoryLimitError, OptionError
 from ..loading import load
-from ..long_documents import LONG_TEXTS
-from ..memory import is_out_of_memory
-from ..quantisation import Quantiser
+from ..streaming.memory import is_out_of_memory
 from ..tasks.options import at_least, one_of
 from .inputs.rows import Row
 from .task import Answers

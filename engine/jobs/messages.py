@@ -16,7 +16,7 @@ from .stages import Stages
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from ..stream import EncodeStats
+    from ..streaming.stream import EncodeStats
     from .inputs.rows import Row
     from .task import Answers, JobTask
 

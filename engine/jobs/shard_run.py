@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from ..prefetch import prefetch
-from ..stream import EncodeStats
+from ..streaming.prefetch import prefetch
+from ..streaming.stream import EncodeStats
 from .background import Background
 from .commits import FinishedShard
 from .errors_file import RowRecord, record_of

@@ -13,8 +13,8 @@ from typing import Any
 import pyarrow as pa
 
 from ..errors import OptionError
-from ..prefetch import prefetch
-from ..stream import EncodeStats
+from ..streaming.prefetch import prefetch
+from ..streaming.stream import EncodeStats
 from .budget import token_budget as budget_for
 from .finite import not_finite
 from .inputs.input_file import InputColumns

@@ -12,7 +12,7 @@ import pyarrow as pa
 from .inputs.rows import Row
 
 if TYPE_CHECKING:
-    from ..stream import EncodeStats
+    from ..streaming.stream import EncodeStats
 
 __all__ = ["Answers", "JobTask"]
 

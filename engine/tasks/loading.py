@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from ..config import CONFIG_NAME, model_type, read_json
-from ..cross_encoder_folder import MODULES_NAME, is_cross_encoder, read_cross_encoder_folder
 from ..errors import ConfigError, WeightsError
+from ..folders.cross_encoder import MODULES_NAME, is_cross_encoder, read_cross_encoder_folder
 from ..models import family_class
 from ..models.pretrained import parameters_left_empty
 from ..tokenization.auto import tokenizer_of

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ..batch import PackedBatch
-from ..cross_encoder_folder import CrossEncoderFolder, read_cross_encoder_folder
+from ..embedding.pooling import ACTIVATIONS
 from ..errors import InputError, NotFiniteError, OptionError
-from ..pooling import ACTIVATIONS
+from ..folders.cross_encoder import CrossEncoderFolder, read_cross_encoder_folder
 from .long_texts import tokenise_texts
 from .options import at_least, one_of, read_options
 from .pieces import Pieces

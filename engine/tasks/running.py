@@ -12,9 +12,9 @@ import torch
 
 from ..batch import PackedBatch, TokenizedTexts, pack, padded_tokens, plan_batches
 from ..errors import InputError
-from ..memory import SplitOnOutOfMemory
-from ..prefetch import Workers
-from ..stream import EncodeStats
+from ..streaming.memory import SplitOnOutOfMemory
+from ..streaming.prefetch import Workers
+from ..streaming.stream import EncodeStats
 
 __all__ = ["Score", "run_pieces"]
 

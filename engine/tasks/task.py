@@ -23,8 +23,8 @@ from tqdm import tqdm
 from ..batch import PackedBatch
 from ..errors import InputError
 from ..ops.bind import BoundOp, explain_ops
-from ..prefetch import Workers, prefetch
-from ..stream import EncodeStats
+from ..streaming.prefetch import Workers, prefetch
+from ..streaming.stream import EncodeStats
 from ..tokenization.base import PreTrainedTokenizerFast
 from ..tokenizer import Tokenizer
 from .options import read_options

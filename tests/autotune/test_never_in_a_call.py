@@ -18,7 +18,14 @@ SCRIPT = Path(__file__).with_name("watched_encode.py")
 MEASURING = ("autotune.search", "bench")
 """What measures, of padless' own modules."""
 
-IN_A_CALL = ("kernels/", "autotune/", "engine/ops/", "engine/models/", "engine/dispatch.py", "engine/pooling.py")
+IN_A_CALL = (
+    "kernels/",
+    "autotune/",
+    "engine/ops/",
+    "engine/models/",
+    "engine/dispatch.py",
+    "engine/embedding/pooling.py",
+)
 """Files between a text's tokens and its vector; the encoder around them counts seconds for its own report."""
 
 SEARCHES = ("autotune", "do_bench", "do_bench_cudagraph", "Autotuner", "elapsed_time")

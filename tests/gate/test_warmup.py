@@ -33,10 +33,10 @@ from padless.engine import warmup
 from padless.engine.compilations import cache_folder, compilations
 from padless.engine.contract import Call
 from padless.engine.cuda_graphs.buckets import Bucket, StaticBatch
-from padless.engine.encoder import Encoder
+from padless.engine.embedding.encoder import Encoder
+from padless.engine.embedding.pooling import SentenceHead
+from padless.engine.folders.sentence_transformer import NormalizeSpec, PoolingSpec
 from padless.engine.loading import TOKEN_BUDGET
-from padless.engine.pooling import SentenceHead
-from padless.engine.sentence_folder import NormalizeSpec, PoolingSpec
 from padless.engine.warmup import warm_up
 from padless.kernels import mobilebert
 from padless.kernels.pool import pool

@@ -19,11 +19,11 @@ from transformers.models.mobilebert.modeling_mobilebert import NoNorm
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from padless.engine.batch import PackedBatch, TokenizedTexts, pack
+from padless.engine.embedding.pooling import Pooling
+from padless.engine.folders.sentence_transformer import POOLING_MODES, PoolingSpec
 from padless.engine.ops.embed import embed
 from padless.engine.ops.norm import layer_norm, no_norm, rms_norm
 from padless.engine.ops.pool import pool
-from padless.engine.pooling import Pooling
-from padless.engine.sentence_folder import POOLING_MODES, PoolingSpec
 
 CPU = torch.device("cpu")
 

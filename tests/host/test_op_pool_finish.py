@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from padless.engine.batch import PackedBatch, TokenizedTexts, pack
+from padless.engine.embedding.pooling import SentenceHead
+from padless.engine.folders.sentence_transformer import POOLING_MODES, DenseSpec, NormalizeSpec, PoolingSpec
 from padless.engine.ops.pool import pool
-from padless.engine.pooling import SentenceHead
-from padless.engine.sentence_folder import POOLING_MODES, DenseSpec, NormalizeSpec, PoolingSpec
 
 CPU = torch.device("cpu")
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]

@@ -17,7 +17,7 @@ from torch import nn
 
 from padless.bench.workloads import package_path
 from padless.engine.errors import ConfigError
-from padless.engine.sentence_folder import (
+from padless.engine.folders.sentence_transformer import (
     ACTIVATIONS,
     POOLING_MODES,
     DenseSpec,

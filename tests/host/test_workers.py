@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from padless.engine.prefetch import Workers
+from padless.engine.streaming.prefetch import Workers
 
 
 def calls(count: int) -> Iterator[tuple[int]]:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import padless
-from padless.engine.encoder import EncodeStats
+from padless.engine.embedding.encoder import EncodeStats
 from padless.engine.jobs.embedding import EmbeddingOptions, EmbeddingTask
 from padless.engine.jobs.finite import not_finite
 from padless.engine.jobs.inputs.rows import Row

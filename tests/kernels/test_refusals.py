@@ -13,13 +13,13 @@ from torch import Tensor
 
 from padless.engine.contract import Call
 from padless.engine.errors import InputError
+from padless.engine.folders.sentence_transformer import POOLING_MODES
 from padless.engine.ops import attention as eager_attention
 from padless.engine.ops import decode as eager_decode
 from padless.engine.ops import embed as eager_embed
 from padless.engine.ops import pool as eager_pool
 from padless.engine.ops import rope as eager_rope
 from padless.engine.ops import trigram as eager_trigram
-from padless.engine.sentence_folder import POOLING_MODES
 from padless.kernels import attention, decode, embed, pool, relative_bias, rope, trigram
 from padless.kernels.launch import Config
 from padless.kernels.registration import _read_config, _write_config

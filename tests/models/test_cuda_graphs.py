@@ -23,11 +23,11 @@ from padless.engine.batch import PackedBatch, TokenizedTexts, pack
 from padless.engine.cuda_graphs import MOST_BUCKETS, CudaGraphs, wanted
 from padless.engine.cuda_graphs.buckets import MOST_TEXTS, MOST_TOKENS, Bucket, StaticBatch
 from padless.engine.cuda_graphs.model_state import ModelState
+from padless.engine.embedding.pooling import SentenceHead
 from padless.engine.errors import OptionError
+from padless.engine.folders.sentence_transformer import NormalizeSpec, PoolingSpec
 from padless.engine.models import encoder_class
 from padless.engine.ops.bind import BoundOp
-from padless.engine.pooling import SentenceHead
-from padless.engine.sentence_folder import NormalizeSpec, PoolingSpec
 
 CPU = torch.device("cpu")
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device to record on")

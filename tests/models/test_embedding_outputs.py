@@ -15,9 +15,9 @@ from sentence_transformers.util.quantization import quantize_embeddings as their
 
 import padless
 from padless.bench.workloads import verses
-from padless.engine import encoder as encoder_module
-from padless.engine.encoder import Encoder, EncodeStats
-from padless.engine.quantisation import PRECISIONS, quantize_embeddings
+from padless.engine.embedding import encoder as encoder_module
+from padless.engine.embedding.encoder import Encoder, EncodeStats
+from padless.engine.embedding.quantisation import PRECISIONS, quantize_embeddings
 
 WIDTH = 24
 TEXTS = [f"the {word} and the moon {'stone ' * (row % 9)}" for row, word in enumerate("abcdefghij" * 12)]

@@ -22,8 +22,8 @@ from torch import nn
 
 import padless
 from padless.bench.workloads import verses
-from padless.engine import encoder as encoder_module
-from padless.engine.encoder import Encoder, EncodeStats
+from padless.engine.embedding import encoder as encoder_module
+from padless.engine.embedding.encoder import Encoder, EncodeStats
 
 TEXTS = [
     "the sun stood still and the moon",

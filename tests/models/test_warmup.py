@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import padless
-from padless.engine.encoder import Encoder
+from padless.engine.embedding.encoder import Encoder
 from padless.engine.errors import OptionError
 from padless.engine.warmup import Step, plan, warm_up
 

@@ -11,7 +11,7 @@ import torch
 from task_models import ModelFolder
 
 import padless
-from padless.engine.stream import EncodeStats
+from padless.engine.streaming.stream import EncodeStats
 
 TEXTS = [" ".join(["sun"] * (3 + number % 20)) for number in range(300)]
 

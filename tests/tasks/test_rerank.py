@@ -14,7 +14,7 @@ from task_models import LONGEST, ModelFolder
 from torch import nn
 
 import padless
-from padless.engine.encoder import EncodeStats
+from padless.engine.embedding.encoder import EncodeStats
 
 HEAD = "ForSequenceClassification"
 

@@ -13,7 +13,7 @@ from task_models import ModelFolder, assert_alike
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 import padless
-from padless.engine.encoder import EncodeStats
+from padless.engine.embedding.encoder import EncodeStats
 from padless.engine.tasks.task import Task
 
 HEAD = "ForSequenceClassification"

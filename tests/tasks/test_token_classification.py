@@ -77,7 +77,7 @@ def test_long_texts_in_pieces(bert: tuple[Any, Any], strategy: str, stride: int)
 
 
 def test_without_stride_a_long_text_is_cut_and_counted(bert: tuple[Any, Any]) -> None:
-    from padless.engine.stream import EncodeStats
+    from padless.engine.streaming.stream import EncodeStats
 
     ours, theirs = bert
     texts = [news()[0], "short", "word " * 10_000]

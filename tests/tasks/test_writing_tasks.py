@@ -16,7 +16,7 @@ from writing_folders import texts, write_megatron, write_mt5
 
 import padless
 from padless import InputError, OptionError
-from padless.engine.stream import EncodeStats
+from padless.engine.streaming.stream import EncodeStats
 
 GREEDY: dict[str, Any] = {"do_sample": False, "num_beams": 1}
 

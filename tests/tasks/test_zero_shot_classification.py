@@ -13,7 +13,7 @@ from task_models import ModelFolder
 from transformers import pipeline
 
 import padless
-from padless.engine.encoder import EncodeStats
+from padless.engine.embedding.encoder import EncodeStats
 
 HEAD = "ForSequenceClassification"
 LABELS: dict[str, dict[str, Any]] = {

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .batch import PackedBatch, pack, padded_tokens, plan_batches
-from .stream import EncodeStats
-from .tokenizer import Tokenizer
+from ..batch import PackedBatch, pack, padded_tokens, plan_batches
+from ..streaming.stream import EncodeStats
+from ..tokenizer import Tokenizer
 
 __all__ = ["token_vectors"]
 

@@ -14,18 +14,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from .batch import PackedBatch
-from .cuda_graphs import CudaGraphs, wanted
-from .encode_options import EncodeOptions, chosen_texts, refuse_others
-from .errors import InputError, NotFiniteError, OptionError
+from ..batch import PackedBatch
+from ..cuda_graphs import CudaGraphs, wanted
+from ..errors import InputError, NotFiniteError, OptionError
+from ..ops.bind import BoundOp, explain_ops
+from ..streaming.prefetch import Workers
+from ..streaming.stream import EncodedBatch, EncodeStats, encode_stream
+from ..tokenizer import Tokenizer
 from .long_documents import Documents, PieceTokenizer, RefusingTokenizer, cut_documents
-from .ops.bind import BoundOp, explain_ops
+from .options import EncodeOptions, chosen_texts, refuse_others
 from .pooling import SentenceHead
-from .prefetch import Workers
 from .quantisation import Quantiser
-from .stream import EncodedBatch, EncodeStats, encode_stream
 from .token_vectors import token_vectors
-from .tokenizer import Tokenizer
 
 __all__ = ["EncodeStats", "Encoder"]
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .config import CONFIG_NAME, read_json
-from .errors import ConfigError
-from .sentence_folder import (
+from ..config import CONFIG_NAME, read_json
+from ..errors import ConfigError
+from .sentence_transformer import (
     ACTIVATIONS,
     module_entries,
     module_folder,

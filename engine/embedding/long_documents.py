@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from .batch import TokenizedTexts
-from .errors import InputError, OptionError
-from .tokenizer import Tokenizer
-from .tokenizer_template import Template
+from ..batch import TokenizedTexts
+from ..errors import InputError, OptionError
+from ..tokenizer import Tokenizer
+from ..tokenizer_template import Template
 
 __all__ = ["AGGREGATES", "LONG_TEXTS", "Documents", "PieceTokenizer", "RefusingTokenizer", "cut_documents"]
 

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .batch import PackedBatch
-from .errors import ConfigError
-from .ops.bind import BoundOp
-from .ops.linear import ACTIVATIONS as OF_LINEAR
-from .sentence_folder import DenseSpec, NormalizeSpec, PoolingSpec
-from .weights import NameRules, load_weights
+from ..batch import PackedBatch
+from ..errors import ConfigError
+from ..folders.sentence_transformer import DenseSpec, NormalizeSpec, PoolingSpec
+from ..ops.bind import BoundOp
+from ..ops.linear import ACTIVATIONS as OF_LINEAR
+from ..weights import NameRules, load_weights
 
 __all__ = ["ACTIVATIONS", "SentenceHead"]
 

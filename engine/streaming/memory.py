@@ -9,8 +9,8 @@ from typing import Generic, TypeVar
 import numpy as np
 import torch
 
-from .batch import TokenizedTexts
-from .errors import MemoryLimitError
+from ..batch import TokenizedTexts
+from ..errors import MemoryLimitError
 
 __all__ = ["SplitOnOutOfMemory", "is_out_of_memory"]
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any, TypeGuard
 
-from .config import CONFIG_NAME, read_json, read_json_value
-from .errors import ConfigError
+from ..config import CONFIG_NAME, read_json, read_json_value
+from ..errors import ConfigError
 
 __all__ = [
     "ACTIVATIONS",

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .batch import PackedBatch, TokenizedTexts, pack, padded_tokens, plan_batches
+from ..batch import PackedBatch, TokenizedTexts, pack, padded_tokens, plan_batches
+from ..tokenizer import Tokenizer
 from .memory import SplitOnOutOfMemory
 from .prefetch import Workers, prefetch
-from .tokenizer import Tokenizer
 
 __all__ = ["EncodeStats", "EncodedBatch", "encode_stream"]
 

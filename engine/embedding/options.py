@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .errors import InputError, OptionError
+from ..errors import InputError, OptionError
 from .long_documents import AGGREGATES, LONG_TEXTS
 from .quantisation import Quantiser
 
