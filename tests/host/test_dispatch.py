@@ -261,8 +261,7 @@ def test_rows_for_deterministic_serve_nobody_else() -> None:
 
 @pytest.mark.parametrize(("device", "backend"), [("cuda", "auto"), ("cpu", "eager"), ("cpu", "cpu")])
 def test_deterministic_linear_is_refused_with_reasons(device: str, backend: str) -> None:
-    facts = {"sm": 75} if device == "cuda" else {}
-    message = refusal(call("linear", device, deterministic=True, **facts), backend)
+    message = refusal(call("linear", device, deterministic=True, sm=75 if device == "cuda" else None), backend)
     assert "linear" in message
     assert "needs a row that promises deterministic=True" in message
     if backend == "auto":
