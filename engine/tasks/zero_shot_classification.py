@@ -20,7 +20,7 @@ from .long_texts import tokenise_texts
 from .options import one_of
 from .pieces import Pieces
 from .task import Task
-from .text_inputs import described
+from .text_inputs import read_single_texts
 
 __all__ = ["ZeroShotClassification", "ZeroShotOptions"]
 
@@ -92,14 +92,7 @@ class ZeroShotClassification(Task[str, ZeroShotOptions]):
 
     def read(self, inputs: Any, others: Mapping[str, Any]) -> tuple[list[str], bool]:
         """One text or a list of them; an empty one is refused, as in transformers."""
-        inputs = others.get("sequences", inputs)
-        if isinstance(inputs, bytes | Mapping) or not hasattr(inputs, "__iter__"):
-            raise InputError(f"sequences: expected a text or a list of them, got {described(inputs)}")
-        rows = [inputs] if isinstance(inputs, str) else list(inputs)
-        for row, text in enumerate(rows):
-            if not isinstance(text, str) or not text:
-                raise InputError(f"row {row}: expected a text, got {described(text)}")
-        return rows, isinstance(inputs, str)
+        return read_single_texts(others.get("sequences", inputs), called="sequences", empty=False)
 
     def tokenise(self, items: Sequence[str], options: ZeroShotOptions) -> tuple[Pieces, dict[int, InputError]]:
         """A piece of each text and label."""
