@@ -150,7 +150,7 @@ def test_the_piece_of_a_single_label_is_the_one_transformers_finds_likeliest(
     room = LONGEST - 3 - len(tokenizer.tokenize(TEMPLATE.format("money")))
     pieces = [" ".join(words[start : start + room]) for start in range(0, len(words), room)]
     assert len(pieces) == 3
-    reference = transformers.pipeline("zero-shot-classification", model=str(folder), device="cpu")
+    reference: Any = transformers.pipeline("zero-shot-classification", model=str(folder), device="cpu")
     each = [answer["scores"][0] for answer in reference(pieces, candidate_labels="money", multi_label=True)]
     task = padless.load(folder, task="zero-shot-classification", device="cpu", dtype="float32")
     answer = task(" ".join(words), "money", long_texts="chunk", aggregate="max", multi_label=True)

@@ -16,6 +16,7 @@ from writing_folders import write_megatron, write_mt5
 import padless
 from padless import InputError, OptionError
 
+theirs: Any = transformers.pipeline
 POSITIONS = 128
 """Of the models of `model_folder`: more than `LONGEST`, which is what their tokenizers' settings say."""
 
@@ -63,7 +64,7 @@ def test_texts_are_classified_as_by_the_pipeline(
     options: dict[str, Any], classifier: Path, texts: list[str], long_texts: list[str]
 ) -> None:
     task = padless.load(classifier, task="text-classification", device="cpu", dtype="float32")
-    reference = transformers.pipeline("text-classification", model=str(classifier), device="cpu")
+    reference = theirs("text-classification", model=str(classifier), device="cpu")
     given = [*texts[:20], *texts[-4:]] + (long_texts if options != {"padding": True} else [])
     assert_alike(task(given, **options), reference(given, **options))
     # As defaults of every call, in the other spelling.
@@ -74,7 +75,7 @@ def test_texts_are_classified_as_by_the_pipeline(
 @pytest.mark.parametrize("options", [*CALLS.values(), *OF_PAIRS.values()], ids=[*CALLS, *OF_PAIRS])
 def test_pairs_are_cut_as_by_the_pipeline(options: dict[str, Any], classifier: Path, long_texts: list[str]) -> None:
     task = padless.load(classifier, task="text-classification", device="cpu", dtype="float32")
-    reference = transformers.pipeline("text-classification", model=str(classifier), device="cpu")
+    reference = theirs("text-classification", model=str(classifier), device="cpu")
     short, long = "the sun", [*long_texts[:3], long_texts[-1]]
     pairs = [{"text": one, "text_pair": other} for one, other in zip(long, long_texts[3:], strict=False)]
     mixed = [{"text": one, "text_pair": short} for one in long] + [{"text": short, "text_pair": one} for one in long]
@@ -102,7 +103,7 @@ def test_what_is_not_to_be_cut_is_seen_whole_or_refused(
     """Up to the model's positions, whatever the tokenizer's settings say; transformers fails behind them."""
     between = "word " * (LONGEST + 10)
     task = padless.load(classifier, task="text-classification", device="cpu", dtype="float32")
-    reference = transformers.pipeline("text-classification", model=str(classifier), device="cpu")
+    reference = theirs("text-classification", model=str(classifier), device="cpu")
     given = [*texts[:9], between]
     assert all(fits(text, classifier) for text in given)
     assert_alike(task(given, **options), reference(given, **options))
@@ -113,7 +114,7 @@ def test_what_is_not_to_be_cut_is_seen_whole_or_refused(
         reference(long_texts[-1], **options)
     fill = padless.load(filler, task="fill-mask", device="cpu", dtype="float32")
     masked = between + "[MASK]"
-    expected = transformers.pipeline("fill-mask", model=str(filler), device="cpu")(masked, tokenizer_kwargs=options)
+    expected = theirs("fill-mask", model=str(filler), device="cpu")(masked, tokenizer_kwargs=options)
     found = fill(masked, tokenizer_kwargs=options)
     assert [one["token"] for one in found] == [one["token"] for one in expected]
     assert [one["score"] for one in found] == pytest.approx([one["score"] for one in expected], abs=1e-5)
@@ -133,18 +134,18 @@ def test_masks_are_filled_as_by_the_pipeline(
 ) -> None:
     folder = model_folder(family, "ForMaskedLM")
     task = padless.load(folder, task="fill-mask", device="cpu", dtype="float32")
-    reference = transformers.pipeline("fill-mask", model=str(folder), device="cpu")
+    reference = theirs("fill-mask", model=str(folder), device="cpu")
     given = [f"the sun [MASK] {text}" for text in long_texts[:7]] if kwargs != {"padding": True} else []
     given += ["[MASK] wept.", "the [MASK] of [MASK] in the valley"]
     for found, expected in zip(
         task(given, tokenizer_kwargs=kwargs), reference(given, tokenizer_kwargs=kwargs), strict=True
     ):
         rows = [(found, expected)] if isinstance(found[0], dict) else list(zip(found, expected, strict=True))
-        for ours, theirs in rows:
+        for ours, expectation in rows:
             assert [(one["token"], one["sequence"]) for one in ours] == [
-                (one["token"], one["sequence"]) for one in theirs
+                (one["token"], one["sequence"]) for one in expectation
             ]
-            assert [one["score"] for one in ours] == pytest.approx([one["score"] for one in theirs], abs=1e-5)
+            assert [one["score"] for one in ours] == pytest.approx([one["score"] for one in expectation], abs=1e-5)
 
 
 def test_a_single_text_has_no_second_to_cut(classifier: Path, filler: Path, long_texts: list[str]) -> None:
@@ -158,7 +159,7 @@ def test_a_single_text_has_no_second_to_cut(classifier: Path, filler: Path, long
         assert not isinstance(first, InputError)
         assert "no second to cut" in str(second)
         with pytest.raises(Exception, match="Truncation error"):
-            transformers.pipeline(name, model=str(folder), device="cpu")(long, **options)
+            theirs(name, model=str(folder), device="cpu")(long, **options)
 
 
 # Writing.
@@ -189,7 +190,7 @@ PROMPTS = {
 @pytest.mark.parametrize("options", PROMPTS.values(), ids=PROMPTS)
 def test_prompts_are_cut_as_by_the_pipeline(options: dict[str, Any], continuer: Path) -> None:
     transformers.logging.set_verbosity_error()
-    reference = transformers.pipeline("text-generation", model=str(continuer), dtype=torch.float32)
+    reference = theirs("text-generation", model=str(continuer), dtype=torch.float32)
     task = padless.load(continuer, task="text-generation", device="cpu", dtype="float32")
     given = ["moon", "the sun stood still over Gibeon and a moon in the valley of Ajalon", "river stone " * 40]
     options = {"do_sample": False, **options}
