@@ -28,12 +28,15 @@ if TYPE_CHECKING:
         AutoModelForTokenClassification,
     )
     from .engine.embedding.encoder import Encoder
+    from .engine.embedding.quantisation import quantize_embeddings
     from .engine.errors import (
         BackendError,
         ConfigError,
         InputError,
         JobError,
+        MemoryLimitError,
         ModelNotFoundError,
+        NotFiniteError,
         OptionError,
         PadlessError,
         TokenizerError,
@@ -161,6 +164,7 @@ __all__ = [
     "MegatronBertForSequenceClassification",
     "MegatronBertForTokenClassification",
     "MegatronBertModel",
+    "MemoryLimitError",
     "MobileBertConfig",
     "MobileBertForMaskedLM",
     "MobileBertForMultipleChoice",
@@ -180,6 +184,7 @@ __all__ = [
     "ModernBertForSequenceClassification",
     "ModernBertForTokenClassification",
     "ModernBertModel",
+    "NotFiniteError",
     "OptionError",
     "PadlessError",
     "PreTrainedTokenizerFast",
@@ -191,6 +196,7 @@ __all__ = [
     "__version__",
     "load",
     "pipeline",
+    "quantize_embeddings",
 ]
 
 _NAMES_OF = {
@@ -208,12 +214,15 @@ _NAMES_OF = {
         "AutoModelForTokenClassification",
     ),
     ".engine.embedding.encoder": ("Encoder",),
+    ".engine.embedding.quantisation": ("quantize_embeddings",),
     ".engine.errors": (
         "BackendError",
         "ConfigError",
         "InputError",
         "JobError",
+        "MemoryLimitError",
         "ModelNotFoundError",
+        "NotFiniteError",
         "OptionError",
         "PadlessError",
         "TokenizerError",
