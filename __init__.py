@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         TokenizerError,
         WeightsError,
     )
+    from .engine.integrations.attention_interface import register_attention
     from .engine.loading import load
     from .engine.models.bert import (
         BertConfig,
@@ -191,6 +192,7 @@ __all__ = [
     "__version__",
     "load",
     "pipeline",
+    "register_attention",
 ]
 
 _NAMES_OF = {
@@ -219,6 +221,7 @@ _NAMES_OF = {
         "TokenizerError",
         "WeightsError",
     ),
+    ".engine.integrations.attention_interface": ("register_attention",),
     ".engine.loading": ("load",),
     ".engine.models.bert": (
         "BertConfig",
