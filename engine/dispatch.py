@@ -46,7 +46,7 @@ TABLE: dict[str, tuple[Impl, ...]] = {
     ),
     "linear": (
         _triton("linear:linear"),
-        Impl("cpu", f"{_OPS}.cpu.linear:linear", Requires("cpu")),
+        Impl("cpu", f"{_OPS}.cpu.linear:linear", Requires("cpu"), traceable=False),
         Impl("eager", f"{_OPS}.linear:linear", differentiable=True),
     ),
     "norm_linear": (
