@@ -87,7 +87,7 @@ class Encoder:
 
     def bound_ops(self) -> tuple[BoundOp, ...]:
         """The ops of the modules."""
-        return *self.model.bound_ops(), *self.head.pooling.pools
+        return *self.model.bound_ops(), *self.head.bound_ops()
 
     def compute(self, batch: PackedBatch, prompt_tokens: int = 0) -> Tensor:
         """Vectors of a batch on the device, fp32 `[texts, dimension]`.
@@ -325,6 +325,7 @@ class Encoder:
             batch_size=options.batch_size,
             stats=stats,
             on_truncated=on_truncated,
+            alike=self.model.deterministic,
         )
 
     def _with_prompt(self, options: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:

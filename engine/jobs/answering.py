@@ -57,7 +57,8 @@ class AnsweringTask:
 
     @property
     def description(self) -> dict[str, object]:
-        return {**self._given, "max_seq_length": self._task.loaded.max_length}
+        fixed = {"deterministic": True} if self._task.loaded.model.deterministic else {}
+        return {**self._given, "max_seq_length": self._task.loaded.max_length, **fixed}
 
     @property
     def fields(self) -> tuple[pa.Field, ...]:
@@ -132,7 +133,9 @@ class AnsweringTask:
         ours = self._task.loaded
 
         def loaded(device: Any) -> Any:
-            return load(ours.folder, task=self.name, device=device, dtype="float32", backend="eager")
+            fixed = ours.model.deterministic  # which eager does not promise
+            rows = "auto" if fixed else "eager"
+            return load(ours.folder, task=self.name, device=device, dtype="float32", backend=rows, deterministic=fixed)
 
         try:
             task = loaded(ours.device)

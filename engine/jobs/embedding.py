@@ -84,7 +84,8 @@ class EmbeddingTask:
 
     @property
     def description(self) -> dict[str, object]:
-        return {**asdict(self.options), "max_seq_length": self._encoder.max_seq_length}
+        fixed = {"deterministic": True} if self._encoder.model.deterministic else {}
+        return {**asdict(self.options), "max_seq_length": self._encoder.max_seq_length, **fixed}
 
     @property
     def fields(self) -> tuple[pa.Field, ...]:
@@ -186,7 +187,11 @@ class EmbeddingTask:
         ours = self._encoder
 
         def loaded(device: Any) -> Encoder:
-            return load(ours.folder, device=device, dtype="float32", backend="eager", cuda_graphs=False)
+            fixed = ours.model.deterministic  # which eager does not promise
+            rows = "auto" if fixed else "eager"
+            return load(
+                ours.folder, device=device, dtype="float32", backend=rows, deterministic=fixed, cuda_graphs=False
+            )
 
         try:
             encoder = loaded(ours.device)

@@ -118,6 +118,8 @@ class MobileBertPredictions(Predictions):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """`[asked, hidden]` to `[asked, vocab]`."""
+        if self.deterministic and self.top is not None and self.intact and not self.top.wants_gradient(hidden):
+            return self.top(hidden)  # a bare product promises nothing
         own_channels = self.dense.out_features
         tied, own = self.transform(hidden).split([hidden.shape[1] - own_channels, own_channels], dim=1)
         return torch.addmm(self.decoder(tied), own, self.dense.weight)

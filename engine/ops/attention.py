@@ -123,7 +123,8 @@ def _texts(
     spans = zip(itertools.pairwise(cu_seqlens.tolist()), itertools.pairwise(cu_seqlens_k.tolist()), strict=True)
     for (start, stop), (start_k, stop_k) in spans:
         keys, values = (x[start_k:stop_k].transpose(0, 1).repeat_interleave(group, dim=0) for x in (k, v))
-        yield q[start:stop].transpose(0, 1), keys, values
+        # A copy, as the others are: a GEMM may add up in another order where a text begins at another alignment.
+        yield q[start:stop].transpose(0, 1).clone(memory_format=torch.contiguous_format), keys, values
 
 
 def _weights(

@@ -162,6 +162,8 @@ class BoundOp:
         if not self.plain:
             return self.through(*inputs, **options)
         tracing = torch.compiler.is_compiling()
+        if tracing and not self._traceable:
+            self._leave_to_compiler()
         if (tracing and not self._traceable) or self.wants_gradient(*inputs, *options.values()):
             return self._gradient(*inputs, *map(_value, self._weights), **self.options, **options)
         if self._may_fall and not tracing:
@@ -182,6 +184,11 @@ class BoundOp:
         self._may_fall = may_fall and resolution.impl.just_in_time
         self._traceable = resolution.impl.traceable
         self._prepared = None
+
+    def _leave_to_compiler(self) -> None:
+        """Refuse where what a compiler makes of the differentiable row would not be what was asked for."""
+        if self.resolution is not None and self.resolution.call.deterministic:
+            raise BackendError(f"{self.op}: deterministic=True promises nothing of a compiled model, expected False")
 
     def _forward_or_next(self, *inputs: Any, **options: Any) -> Any:
         """The chosen row; where its code cannot be compiled or started here, the next, from now on.
