@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         TokenizerError,
         WeightsError,
     )
+    from .engine.integrations.attention_interface import register_attention
     from .engine.loading import load
     from .engine.models.bert import (
         BertConfig,
@@ -197,6 +198,7 @@ __all__ = [
     "load",
     "pipeline",
     "quantize_embeddings",
+    "register_attention",
 ]
 
 _NAMES_OF = {
@@ -228,6 +230,7 @@ _NAMES_OF = {
         "TokenizerError",
         "WeightsError",
     ),
+    ".engine.integrations.attention_interface": ("register_attention",),
     ".engine.loading": ("load",),
     ".engine.models.bert": (
         "BertConfig",

@@ -33,7 +33,7 @@ def _triton(target: str) -> Impl:
 
 def _fixed(target: str) -> Impl:
     """A row that serves deterministic=True on a CPU: no call into a library has a shape that neighbours decide."""
-    return Impl("cpu_fixed", f"{_OPS}.cpu.{target}", Requires("cpu"), deterministic=True)
+    return Impl("cpu_fixed", f"{_OPS}.cpu.{target}", Requires("cpu"), deterministic=True, traceable=False)
 
 
 TABLE: dict[str, tuple[Impl, ...]] = {
@@ -52,7 +52,7 @@ TABLE: dict[str, tuple[Impl, ...]] = {
     ),
     "linear": (
         _triton("linear:linear"),
-        Impl("cpu", f"{_OPS}.cpu.linear:linear", Requires("cpu")),
+        Impl("cpu", f"{_OPS}.cpu.linear:linear", Requires("cpu"), traceable=False),
         _fixed("tiled_linear:linear"),
         Impl("eager", f"{_OPS}.linear:linear", differentiable=True),
     ),

@@ -89,7 +89,9 @@ class MobileBertEmbeddings(Block):
             return self.words(batch.input_ids, batch.position_ids, None) if inputs_embeds is None else inputs_embeds
         if inputs_embeds is None:
             return self.trigrams(batch.input_ids, batch.cu_seqlens)
-        return trigram(torch.arange(len(inputs_embeds), device=inputs_embeds.device), batch.cu_seqlens, inputs_embeds)
+        return trigram(
+            torch.arange(inputs_embeds.shape[0], device=inputs_embeds.device), batch.cu_seqlens, inputs_embeds
+        )
 
 
 class MobileBertPredictions(Predictions):

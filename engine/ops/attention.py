@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from ..memo import Memo
 from ..relative_position import relative_position_bucket
+from .traced import traceable_attention
 
 __all__ = ["attention_with_weights", "varlen_attention"]
 
@@ -24,6 +25,7 @@ HUGE = 2.0**16
 """A log-sum-exp so large is rounded, in fp32, by a part in 256 of a weight; that is as much as the scores are."""
 
 
+@traceable_attention("eager_attention", differentiable=True)
 def varlen_attention(
     q: Tensor,
     k: Tensor,

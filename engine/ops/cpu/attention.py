@@ -27,6 +27,7 @@ from ...contract import Call
 from ...errors import InputError
 from ...memo import Memo
 from ...relative_position import relative_position_bucket
+from ..traced import traceable_attention
 
 __all__ = ["self_attention", "unsupported", "varlen_attention"]
 
@@ -56,6 +57,7 @@ def unsupported(call: Call) -> list[str]:
     return reasons
 
 
+@traceable_attention("cpu_attention")
 def varlen_attention(
     q: Tensor,
     k: Tensor,
