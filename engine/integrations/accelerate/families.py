@@ -16,7 +16,7 @@ def our_class(model: Any) -> Any | None:
     """Our class for a model of transformers; None where there is none, as for classes that others derived."""
     if not is_from_transformers(model):
         return None
-    kind = getattr(getattr(model, "config", None), "model_type", None)
+    kind = str(getattr(getattr(model, "config", None), "model_type", None))
     family, prefix = SAME_AS.get(kind, (kind, FAMILIES[kind][1] if kind in FAMILIES else ""))
     name = type(model).__name__
     if family not in CLASSES or not name.startswith(prefix):
