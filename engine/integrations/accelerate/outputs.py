@@ -14,7 +14,10 @@ __all__ = ["as_theirs", "output_class"]
 def output_class(model: Any) -> Any | None:
     """The class that a model's `forward` says it returns; None where it names none."""
     if type(model).__name__.endswith("EncoderModel"):
-        model = model.encoder  # whose output is passed on, whatever the class itself says
+        # It passes on what its stack returns, whatever it says of itself.
+        from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+
+        return BaseModelOutputWithPastAndCrossAttentions
     found = type(model).forward.__annotations__.get("return")
     names = vars(sys.modules[type(model).__module__])
     if isinstance(found, str):
