@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from ...errors import PadlessError
-from .adopt import adopt, compute_dtype, parameters_of
 from ...models.mobilebert import MobileBertFamily
+from .adopt import adopt, compute_dtype, parameters_of
 from .rows import see_beyond_edges
 from .watch import Watch
 
