@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         TokenizerError,
         WeightsError,
     )
+    from .engine.integrations.accelerate.accelerate import accelerate, restore
     from .engine.integrations.attention_interface import register_attention
     from .engine.loading import load
     from .engine.models.bert import (
@@ -195,10 +196,12 @@ __all__ = [
     "TokenizerError",
     "WeightsError",
     "__version__",
+    "accelerate",
     "load",
     "pipeline",
     "quantize_embeddings",
     "register_attention",
+    "restore",
 ]
 
 _NAMES_OF = {
@@ -230,6 +233,7 @@ _NAMES_OF = {
         "TokenizerError",
         "WeightsError",
     ),
+    ".engine.integrations.accelerate.accelerate": ("accelerate", "restore"),
     ".engine.integrations.attention_interface": ("register_attention",),
     ".engine.loading": ("load",),
     ".engine.models.bert": (
