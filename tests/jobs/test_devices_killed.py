@@ -97,7 +97,9 @@ def test_killed_parents_and_workers_lose_nothing(tiny_folder: Path, tmp_path: Pa
             done, left = committed(out), uncommitted(out)
             assert done >= before
             # A parent that lives tidies up, if it came so far as to begin; one that is killed leaves a shard a worker.
-            assert left <= (set(range(done, done + WORKERS)) if status < 0 else left_before if done == before else set())
+            assert left <= (
+                set(range(done, done + WORKERS)) if status < 0 else left_before if done == before else set()
+            )
             kills, of_workers, again = kills + 1, of_workers + (status == 2), again + len(left)
         jobs += 1
         assert contents(out) == expected
