@@ -249,7 +249,12 @@ def big_records() -> list[dict[str, Any]]:
     size = long_texts.BEGINNING
     units = ["😀 sun ", " ", 'she said "no"\n']
     texts = [unit * (9 * size // 8 // len(unit.encode())) for unit in units]
-    texts += ["the sun " * (size // 8), "the sun " * (size // 8) + "x", "bread " * 2_000_000]
+    texts += [
+        "the sun " * (size // 8),
+        "the sun " * (size // 8) + "x",
+        "bread " * 2_000_000,
+        " " * size * 2 + "bread sun",
+    ]
     rows = [text for long in texts for text in ("stood still", long, "night bomb")]
     return [{"id": number, "text": text} for number, text in enumerate(rows)]
 
@@ -294,6 +299,7 @@ def test_what_is_enough_has_the_first_tokens_of_a_full_encode(minilm: padless.En
     beginning = document[: len(document) // 3]
     assert tokenizer.is_enough(beginning, prompt=prompt)
     assert not tokenizer.is_enough(document[:200], prompt=prompt)
+    assert not tokenizer.is_enough(" " * 100_000 + document[:200], prompt=prompt)
     whole = rust.encode(prompt + document).ids
     assert tokenizer.encode([beginning], prompt=prompt).input_ids.tolist() == [*whole[: limit - 1], whole[-1]]
 
