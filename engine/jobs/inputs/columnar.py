@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -17,7 +18,7 @@ from .pairs import pair_problem
 from .rows import Row, good_row
 from .sources import Source
 
-__all__ = ["BATCH_BYTES", "MAX_BATCH_ROWS", "ColumnarInput", "first_line"]
+__all__ = ["BATCH_BYTES", "MAX_BATCH_ROWS", "ColumnarInput", "first_line", "text_value"]
 
 BATCH_BYTES = 16 << 20
 MAX_BATCH_ROWS = 8192
@@ -57,17 +58,26 @@ class ColumnarInput(InputFile):
         self.id_type = None if columns.id is None else self._id_type(schema.field(columns.id).type)
         self.kept_types = tuple(self._kept_type(column, schema.field(column).type) for column in columns.kept)
 
-    def rows_of(self, batch: pa.RecordBatch, first_row: int) -> Iterator[Row]:
-        """The rows of a batch whose first is row `_rows_read` of the file."""
+    def rows_of(self, batch: pa.RecordBatch, first_row: int, texts: Iterable[object] | None = None) -> Iterator[Row]:
+        """The rows of a batch whose first is row `_rows_read` of the file.
+
+        Args:
+            batch: columns of the file.
+            first_row: number of the file's first row.
+            texts: its texts as `text_value` has them, or None; where they are no column of it.
+        """
         columns = self.columns
-        texts = self._texts(batch.column(columns.text))
-        nothing = [None] * len(texts)
+        nothing = [None] * len(batch)
+        texts = self._texts(batch.column(columns.text)) if texts is None else texts
         pairs = nothing if columns.pair is None else _values(batch.column(columns.pair))
         ids = nothing if columns.id is None else _values(batch.column(columns.id))
         kept = [_values(batch.column(column)) for column in columns.kept]
         del batch
-        for i, found in enumerate(texts):
-            text, unseen = found if isinstance(found, LongText) else (found, 0)
+        for i, value in enumerate(texts):
+            text: Any = value
+            unseen = 0
+            if isinstance(value, LongText):
+                text, unseen = value
             file_row = self._rows_read
             self._rows_read += 1
             repairs: list[str] = []
@@ -92,8 +102,8 @@ class ColumnarInput(InputFile):
         if max(sizes) <= BEGINNING:
             return _values(column)
         return [
-            _value(scalar) if size <= BEGINNING else _long_text(scalar, self.is_enough)
-            for scalar, size in zip(column, sizes, strict=True)
+            _value(column[place]) if size <= BEGINNING else text_value(_bytes_of(column, place), self.is_enough)
+            for place, size in enumerate(sizes)
         ]
 
     def _id_type(self, found: pa.DataType) -> pa.DataType:
@@ -122,6 +132,14 @@ class _NotUtf8:
 def first_line(error: BaseException) -> str:
     """What an error says, on one line."""
     return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def text_value(content: memoryview, is_enough: IsEnough | None) -> object:
+    """A text's bytes as `rows_of` takes it."""
+    try:
+        return text_of_utf8(content, is_enough)
+    except InvalidUtf8Error as error:
+        return _NotUtf8(error.at, None)
 
 
 def _is_string(found: pa.DataType) -> bool:
@@ -157,11 +175,14 @@ def _plain(column: pa.Array) -> pa.Array:
     return column
 
 
-def _long_text(scalar: pa.Scalar, is_enough: IsEnough) -> object:
-    try:
-        return text_of_utf8(memoryview(scalar.as_buffer()), is_enough)
-    except InvalidUtf8Error as error:
-        return _NotUtf8(error.at, None)
+def _bytes_of(column: pa.Array, place: int) -> memoryview:
+    """A string where it lies; a scalar would be a copy."""
+    _, offsets, content = column.buffers()
+    assert offsets is not None
+    assert content is not None
+    kind = np.int64 if pa.types.is_large_string(column.type) else np.int32
+    start, end = np.frombuffer(offsets, dtype=kind)[column.offset + place :][:2].tolist()
+    return memoryview(content)[start:end]
 
 
 def _value(scalar: pa.Scalar) -> object:
