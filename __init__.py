@@ -28,17 +28,21 @@ if TYPE_CHECKING:
         AutoModelForTokenClassification,
     )
     from .engine.embedding.encoder import Encoder
+    from .engine.embedding.quantisation import quantize_embeddings
     from .engine.errors import (
         BackendError,
         ConfigError,
         InputError,
         JobError,
+        MemoryLimitError,
         ModelNotFoundError,
+        NotFiniteError,
         OptionError,
         PadlessError,
         TokenizerError,
         WeightsError,
     )
+    from .engine.integrations.accelerate.accelerate import accelerate, restore
     from .engine.integrations.attention_interface import register_attention
     from .engine.loading import load
     from .engine.models.bert import (
@@ -162,6 +166,7 @@ __all__ = [
     "MegatronBertForSequenceClassification",
     "MegatronBertForTokenClassification",
     "MegatronBertModel",
+    "MemoryLimitError",
     "MobileBertConfig",
     "MobileBertForMaskedLM",
     "MobileBertForMultipleChoice",
@@ -181,6 +186,7 @@ __all__ = [
     "ModernBertForSequenceClassification",
     "ModernBertForTokenClassification",
     "ModernBertModel",
+    "NotFiniteError",
     "OptionError",
     "PadlessError",
     "PreTrainedTokenizerFast",
@@ -190,9 +196,12 @@ __all__ = [
     "TokenizerError",
     "WeightsError",
     "__version__",
+    "accelerate",
     "load",
     "pipeline",
+    "quantize_embeddings",
     "register_attention",
+    "restore",
 ]
 
 _NAMES_OF = {
@@ -210,17 +219,21 @@ _NAMES_OF = {
         "AutoModelForTokenClassification",
     ),
     ".engine.embedding.encoder": ("Encoder",),
+    ".engine.embedding.quantisation": ("quantize_embeddings",),
     ".engine.errors": (
         "BackendError",
         "ConfigError",
         "InputError",
         "JobError",
+        "MemoryLimitError",
         "ModelNotFoundError",
+        "NotFiniteError",
         "OptionError",
         "PadlessError",
         "TokenizerError",
         "WeightsError",
     ),
+    ".engine.integrations.accelerate.accelerate": ("accelerate", "restore"),
     ".engine.integrations.attention_interface": ("register_attention",),
     ".engine.loading": ("load",),
     ".engine.models.bert": (

@@ -245,6 +245,10 @@ class Encoder:
             yield from self.encode(window, **options, first_row=first)
             first += len(window)
 
+    def is_enough(self, text: str, prompt_name: str | None = None) -> bool:
+        """Whether every text that begins with `text` has the vector of `text`, as far as "truncate" goes."""
+        return self.tokenizer.is_enough(text, prompt=self._prompt(prompt_name, None))
+
     def _of_texts(
         self,
         rows: list[Any],

@@ -15,6 +15,8 @@ from ..loading import load
 from ..streaming.memory import is_out_of_memory
 from ..streaming.stream import EncodeStats
 from ..tasks.task import Task
+from ..tasks.text_classification import ClassificationOptions
+from .inputs.long_texts import IsEnough
 from .inputs.rows import Row
 from .shapes import draws_unseeded, shape_of
 from .task import Answers
@@ -83,6 +85,13 @@ class AnsweringTask:
     @token_budget.setter
     def token_budget(self, value: int) -> None:
         self._task.loaded.token_budget = value
+
+    @property
+    def is_enough(self) -> IsEnough | None:
+        options = self._options
+        if not isinstance(options, ClassificationOptions) or options.long_texts == "chunk":
+            return None
+        return self._task.loaded.limited(options.max_length).tokenizer.is_enough
 
     def explain(self) -> str:
         return self._task.explain()

@@ -18,6 +18,7 @@ from ..errors import MemoryLimitError, OptionError
 from ..loading import load
 from ..streaming.memory import is_out_of_memory
 from ..tasks.options import at_least, one_of
+from .inputs.long_texts import IsEnough
 from .inputs.rows import Row
 from .task import Answers
 
@@ -110,6 +111,13 @@ class EmbeddingTask:
     @token_budget.setter
     def token_budget(self, value: int) -> None:
         self._encoder.token_budget = value
+
+    @property
+    def is_enough(self) -> IsEnough | None:
+        prompt_name = self.options.prompt_name
+        if self.options.long_texts == "chunk":
+            return None
+        return lambda text: self._encoder.is_enough(text, prompt_name)
 
     def explain(self) -> str:
         return self._encoder.explain()

@@ -58,7 +58,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "loading": ("engine.loading", "engine.pipelines"),
     "warmup": ("engine.compilations", "engine.warmup"),
     "jobs": ("engine.jobs", "engine.jobs.**"),
-    "integrations": ("engine.integrations", "engine.integrations.*"),
+    "integrations": ("engine.integrations", "engine.integrations.**"),
     "convert": ("engine.convert", "engine.convert.*"),
     "public": ("", "__main__", "engine"),
     "search": (
@@ -109,7 +109,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "loading": ("tasks", "encoder", "models", "graphs", "dispatch", "data", "weights", "hub", "precision", "folder"),
     "warmup": ("encoder", "graphs", "data"),
     "jobs": ("loading", "tasks", "encoder", "data", "public"),
-    "integrations": ("jobs", "loading", "tasks", "encoder", "models", "bind", "memo"),
+    "integrations": ("jobs", "loading", "tasks", "encoder", "models", "data", "bind", "memo", "precision"),
     "convert": ("models", "weights", "folder", "data", "hub"),
     "public": ("models", "folder", "encoder", "loading", "integrations", "cli"),
     "search": ("kernels", "configs", "contract", "device", "bench"),
@@ -122,8 +122,8 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "triton": ("kernels", "warmup", "search", "bench"),
     "flash_attn": ("rows", "bench"),
     "flash_attn_interface": ("rows", "bench"),
-    "transformers": ("bench", "integrations"),
-    "sentence_transformers": ("bench",),
+    "transformers": ("integrations", "bench"),
+    "sentence_transformers": ("integrations", "bench"),
     "openvino": ("bench",),
     "onnxruntime": ("bench",),
 }
