@@ -233,9 +233,12 @@ class PreTrainedModel(WithVocabulary, WithCheckpointing, metaclass=_ModelType):
         """The bare model inside a class with a head; the model itself where it has none."""
         return getattr(self, self.base_model_prefix, self)
 
-    def num_parameters(self, only_trainable: bool = False) -> int:
-        """How many values the parameters hold; tied ones count once."""
-        return sum(p.numel() for p in self.parameters() if p.requires_grad or not only_trainable)
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """How many values the parameters hold, of tables of embeddings too unless excluded; tied ones count once."""
+        tables = [module.weight for module in self.modules() if isinstance(module, nn.Embedding)]
+        left_out = {id(weight) for weight in tables} if exclude_embeddings else set()
+        counted = (p for p in self.parameters() if id(p) not in left_out)
+        return sum(p.numel() for p in counted if p.requires_grad or not only_trainable)
 
     def explain(self) -> str:
         """What serves each op of this model here, and why the other implementations do not."""

@@ -35,6 +35,7 @@ from .blocks import Dense
 from .heads import TopPredictions, highest
 from .losses import class_loss, sequence_loss, span_loss
 from .padding import PackedInputs, rows_of
+from .signatures import taking
 
 __all__ = [
     "ForMaskedLM",
@@ -60,6 +61,11 @@ class TaskModel(EncoderModel):
     base_class: ClassVar[type[BareModel]]
     wants_pooler: ClassVar[bool] = False
     targets: ClassVar[tuple[str, ...]] = ("labels",)
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if hasattr(cls, "answer"):
+            cls.forward = taking(cls.forward, cls.targets)
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)

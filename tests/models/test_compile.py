@@ -148,11 +148,13 @@ def test_padded_inputs_are_packed_in_the_graph(family: str) -> None:
 
 
 def test_a_graph_that_would_break_the_promise_of_determinism_is_refused() -> None:
+    from torch._dynamo.exc import Unsupported
+
     model = build("Bert", "Model").bind(deterministic=True)
     batch = batch_of([5, 3])
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     message = "deterministic=True promises nothing of a compiled"
-    with torch.no_grad(), pytest.raises(torch._dynamo.exc.Unsupported, match=message):
+    with torch.no_grad(), pytest.raises(Unsupported, match=message):
         compiled(batch)
 
 
