@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import pyarrow as pa
 
+from ..errors import InputError
 from .inputs.rows import Row
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class Answers:
     """
 
     columns: list[pa.Array]
-    bad: dict[int, str] = field(default_factory=dict)
+    bad: dict[int, InputError] = field(default_factory=dict)
     truncated: set[int] = field(default_factory=set)
 
 
