@@ -56,6 +56,11 @@ class AnsweringTask:
         return self._shape.paired
 
     @property
+    def several(self) -> bool:
+        """Whether a pair is a list of strings."""
+        return self._shape.several
+
+    @property
     def description(self) -> dict[str, object]:
         return {**self._given, "max_seq_length": self._task.loaded.max_length}
 

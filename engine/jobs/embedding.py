@@ -72,6 +72,7 @@ class EmbeddingTask:
 
     name = "embedding"
     paired: bool | None = False
+    several: bool = False
 
     def __init__(self, encoder: Encoder, options: EmbeddingOptions | None = None) -> None:
         self._encoder = encoder
@@ -161,7 +162,7 @@ class EmbeddingTask:
                 break
             except MemoryLimitError as error:
                 # The longest come first, so that little was computed in vain.
-                row = kept.pop(error.row)
+                row = kept.pop(error.row or 0)  # which an encode call always names
                 bad[row] = error.of_row(None)
                 stats.retries += counted.retries
                 on_batch(1 - reported, 0)

@@ -62,7 +62,7 @@ def write_json_lines(
         raise OptionError(f"{ERROR!r} is the name of a result, expected another name for an input's column")
     files = open_inputs(inputs, columns, input_format=input_format)
     task = make_task()
-    check_pairs(task, columns)
+    check_pairs(task, columns, files)
     id_field = None if columns.id is None else pa.field(columns.id, id_type(files))
     carried = kept_fields(files, columns)
     shard_schema(task.fields, id_field, carried)  # no two columns of one name

@@ -45,6 +45,7 @@ class JobTask(Protocol):
         device: where it computes, such as "cpu" or "cuda:0".
         token_budget: most tokens in a batch; the job sets it.
         paired: whether rows need a pair column (True), have no use for one (False), or may have one (None).
+        several: whether a pair is a list of strings, such as choices, and not one string.
     """
 
     @property
@@ -58,6 +59,9 @@ class JobTask(Protocol):
 
     @property
     def paired(self) -> bool | None: ...
+
+    @property
+    def several(self) -> bool: ...
 
     @property
     def description(self) -> dict[str, object]: ...

@@ -59,8 +59,10 @@ class InputFile(ABC):
         row_count: rows in the file, bad ones included; None while that is not known without reading it all.
         id_type: Arrow type of the id column, or None where no id was asked for; null for a file of 0 bytes.
         kept_types: Arrow types of the carried columns, in their order.
+        pair_type: Arrow type of the pair column; None where there is none, or where a row may hold either.
     """
 
+    pair_type: pa.DataType | None = None
     id_type: pa.DataType | None
     kept_types: tuple[pa.DataType, ...]
 
