@@ -42,6 +42,8 @@ if TYPE_CHECKING:
         TokenizerError,
         WeightsError,
     )
+    from .engine.integrations.accelerate.accelerate import accelerate, restore
+    from .engine.integrations.attention_interface import register_attention
     from .engine.loading import load
     from .engine.models.bert import (
         BertConfig,
@@ -194,9 +196,12 @@ __all__ = [
     "TokenizerError",
     "WeightsError",
     "__version__",
+    "accelerate",
     "load",
     "pipeline",
     "quantize_embeddings",
+    "register_attention",
+    "restore",
 ]
 
 _NAMES_OF = {
@@ -228,6 +233,8 @@ _NAMES_OF = {
         "TokenizerError",
         "WeightsError",
     ),
+    ".engine.integrations.accelerate.accelerate": ("accelerate", "restore"),
+    ".engine.integrations.attention_interface": ("register_attention",),
     ".engine.loading": ("load",),
     ".engine.models.bert": (
         "BertConfig",

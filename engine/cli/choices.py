@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-__all__ = ["Backend", "Device", "Dtype", "listed"]
+__all__ = ["Backend", "Deterministic", "Device", "Dtype", "listed"]
 
 Device = Annotated[str, typer.Option(metavar="DEVICE", help="Where to run: auto, cpu, cuda, cuda:1, ...")]
 Dtype = Annotated[
@@ -15,6 +15,10 @@ Dtype = Annotated[
 ]
 Backend = Annotated[
     str, typer.Option(metavar="NAME", help="auto, or the implementation every op must use; see padless explain.")
+]
+Deterministic = Annotated[
+    bool,
+    typer.Option("--deterministic", help="The same text gives the same bits, whatever stands beside it in a batch."),
 ]
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import pyarrow as pa
 
 from ..errors import InputError
+from .inputs.long_texts import IsEnough
 from .inputs.rows import Row
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ class JobTask(Protocol):
         token_budget: most tokens in a batch; the job sets it.
         paired: whether rows need a pair column (True), have no use for one (False), or may have one (None).
         several: whether a pair is a list of strings, such as choices, and not one string.
+        is_enough: whether the task sees the same of every text, without a pair, that begins with a given one; None
+            where it sees texts whole.
     """
 
     @property
@@ -77,6 +80,9 @@ class JobTask(Protocol):
 
     @property
     def device(self) -> str: ...
+
+    @property
+    def is_enough(self) -> IsEnough | None: ...
 
     def explain(self) -> str:
         """The implementations that serve, for people."""

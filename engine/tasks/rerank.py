@@ -18,6 +18,7 @@ from ..folders.cross_encoder import CrossEncoderFolder, read_cross_encoder_folde
 from .long_texts import LONG_TEXTS, aggregated, tokenise_texts
 from .options import at_least, one_of, read_options
 from .pieces import Pieces
+from .scores import sigmoid
 from .task import Task
 from .text_inputs import read_grouped, read_pairs
 
@@ -213,6 +214,8 @@ class Rerank(Task[Ranking, PredictOptions]):
         if chosen is None:
             default = "sigmoid" if self.loaded.config.num_labels == 1 else "identity"
             chosen = self.cross_encoder.activation or default
+        if chosen == "sigmoid":
+            return sigmoid
         return ACTIVATIONS[chosen] if isinstance(chosen, str) else chosen
 
     def _prompt(self, options: PredictOptions) -> str:

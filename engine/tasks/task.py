@@ -251,6 +251,7 @@ class Task(ABC, Generic[Item, Options]):
                 batch_size=self.batch_size if batch_size is None else batch_size,
                 stats=stats,
                 on_batch=on_batch,
+                alike=self.loaded.model.deterministic,
             )
             for place, item in enumerate(window):
                 found = scores[pieces.of(place).start : pieces.of(place).stop]

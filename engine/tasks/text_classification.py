@@ -15,6 +15,7 @@ from ..errors import InputError, NotFiniteError
 from .long_texts import LONG_TEXTS, Text, tokenise_texts
 from .options import at_least, one_of
 from .pieces import Pieces
+from .scores import sigmoid
 from .task import Task
 from .text_inputs import read_texts
 from .tokenizer_arguments import TokenizerArguments
@@ -141,4 +142,4 @@ def activated(logits: Tensor, activation: str) -> Tensor:
     """`[rows, labels]` to scores of the same shape."""
     if activation == "softmax":
         return torch.softmax(logits, dim=-1)
-    return logits.sigmoid() if activation == "sigmoid" else logits
+    return sigmoid(logits) if activation == "sigmoid" else logits

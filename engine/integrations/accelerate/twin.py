@@ -1,0 +1,129 @@
+"""Our model behind a model of transformers: made at the first call, made anew where the original was changed."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...errors import PadlessError
+from ...models.mobilebert import MobileBertFamily
+from .adopt import adopt, compute_dtype, parameters_of
+from .rows import see_beyond_edges
+from .watch import Watch
+
+__all__ = ["Twin"]
+
+logger = logging.getLogger(__name__)
+
+
+class Twin:
+    """Our model of one of transformers, and whether it may serve now.
+
+    What is copied and pickled is the original and the options; a copy makes a model of its own.
+    """
+
+    def __init__(self, original: nn.Module, dtype: Any, backend: str, deterministic: bool) -> None:
+        """Nothing is made yet; see `adopt` for the options."""
+        self.original: Any = original
+        self.options = {"dtype": dtype, "backend": backend, "deterministic": deterministic}
+        self._begin()
+
+    def _begin(self) -> None:
+        self._ours: Any = None
+        self._failure: str | None = None
+        self._watch: Watch | None = None
+        self._own: dict[int, nn.Parameter] = {}
+        self._told: set[str] = set()
+        self._making = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"original": self.original, "options": self.options}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._begin()
+
+    def make(self) -> Any:
+        """Our model, made now.
+
+        Raises:
+            PadlessError: the original cannot be adopted; says what to do.
+        """
+        original = self.original
+        before = {id(p): p.data_ptr() for p in original.parameters()}
+        self._ours, self._failure, self._watch = None, None, None
+        try:
+            ours = adopt(original, **self.options)
+            if isinstance(ours, MobileBertFamily):
+                see_beyond_edges(ours)
+            self._ours = ours
+        except PadlessError as error:
+            self._failure = str(error)
+            raise
+        finally:
+            moved = {id(p): p for p in original.parameters() if before.get(id(p)) != p.data_ptr()}
+            self._own = {key: p for key, p in {**self._own, **moved}.items() if key in before}
+            self._watch = Watch(original, writes=not self.shares)
+        return ours
+
+    def ready(self) -> tuple[Any, str]:
+        """(our model, "") where it may serve, else (None, why not)."""
+        if torch.is_autocast_enabled(self.original.device.type):
+            return None, "under autocast: leave it, or ask for a dtype, such as accelerate(model, dtype='bfloat16')"
+        watch = self._watch
+        if watch is None or not watch.unchanged:
+            with self._making:
+                # Another thread may have been quicker.
+                if self._watch is None or not self._watch.unchanged:
+                    try:
+                        self.make()
+                    except PadlessError as error:
+                        logger.debug("accelerate: %s", error)
+                watch = self._watch
+        assert watch is not None
+        if watch.training:
+            return None, "in training mode: call model.eval() to have padless compute"
+        if watch.hooked:
+            return None, "modules have hooks or a forward of their own: remove them to have padless compute"
+        return self._ours, self._failure or ""
+
+    def tell(self, reason: str) -> None:
+        """One line for each reason why transformers computes."""
+        if reason not in self._told:
+            self._told.add(reason)
+            name = type(self.original).__name__
+            logger.warning("accelerate: %s: transformers computes this call: %s", name, reason)
+
+    @property
+    def shares(self) -> bool:
+        """Whether it computes with the original's own parameters."""
+        reference = next(self.original.parameters())
+        return compute_dtype(self.original, self.options["dtype"]) == reference.dtype
+
+    @property
+    def ours(self) -> Any:
+        """Our model as it was made last; None before and where that failed."""
+        return self._ours
+
+    def copied(self) -> int:
+        """Bytes beside the original's weights: of a copy in another dtype, of matrices in layouts that rows prepare."""
+        if self._ours is None:
+            return 0
+        distinct = {id(p): p for p in parameters_of(self._ours).values()}
+        copy = 0 if self.shares else sum(p.nbytes for p in distinct.values())
+        prepared = 0
+        for op in self._ours.bound_ops():
+            if op.resolution is not None and op.resolution.prepare is not None:
+                weights = [source.tensor for source in op._sources]
+                prepared += sum(w.nbytes for w in weights if w is not None and w.dim() > 1)
+        return copy + prepared
+
+    def leave(self) -> None:
+        """Give the original's parameters memory of their own again, values kept."""
+        for parameter in self._own.values():
+            parameter.data = parameter.data.clone()
+        self._ours, self._watch, self._own = None, None, {}
