@@ -46,7 +46,11 @@ class BackendError(PadlessError):
 
 
 class InputError(PadlessError):
-    """The data handed in cannot be read: file, column or row."""
+    """The data handed in cannot be read, or has no result: file, column or row."""
+
+    def of_row(self, row: int) -> InputError:
+        """The same error, of this kind, that names the row."""
+        return type(self)(f"row {row}: {self}")
 
 
 class NotFiniteError(InputError):
@@ -61,16 +65,21 @@ class JobError(PadlessError):
     """A job cannot start or go on: its output folder is unusable or belongs to another job."""
 
 
-class MemoryLimitError(PadlessError):
+class MemoryLimitError(InputError):
     """A text does not fit in the device's memory, not even in a batch of its own.
 
     Attributes:
-        row: which of the texts handed in.
+        row: which of the texts handed in; None where the row is told beside the error.
     """
 
-    def __init__(self, row: int, tokens: int, reason: str) -> None:
+    def __init__(self, row: int | None, tokens: int, reason: str) -> None:
         super().__init__(row, tokens, reason)
         self.row, self.tokens, self.reason = row, tokens, reason
 
+    def of_row(self, row: int | None) -> MemoryLimitError:
+        """The same error of this row."""
+        return MemoryLimitError(row, self.tokens, self.reason)
+
     def __str__(self) -> str:
-        return f"row {self.row}: out of memory with its {self.tokens:,} tokens alone ({self.reason})"
+        where = "" if self.row is None else f"row {self.row}: "
+        return f"{where}out of memory with its {self.tokens:,} tokens alone ({self.reason})"

@@ -22,6 +22,7 @@ __all__ = ["app", "main", "run"]
 app = typer.Typer(
     name="padless",
     help="Encoder engine: embeddings, labels, spans and written text from BERT-like models, no padding token computed.",
+    epilog="Begin with: padless embed texts.parquet out/ --model path/to/model (every command has a --help of its own)",
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -72,7 +73,10 @@ def _usage_error() -> type[Exception]:
 
 
 def _with_hint(error: Exception) -> str:
-    message = getattr(error, "format_message", error.__str__)()
+    message = getattr(error, "format_message", error.__str__)().replace(": Value error, ", ": ")
+    if message.startswith("Missing argument 'IN'"):
+        # Of IN... OUT the last path is OUT, so that a single one leaves nothing to read.
+        message = "Missing argument: expected inputs IN and then OUT, a folder or - for standard output"
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "padless"
     return f"{message.removesuffix('.')} (see {path} --help)"

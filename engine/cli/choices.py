@@ -8,12 +8,14 @@ import typer
 
 __all__ = ["Backend", "Deterministic", "Device", "Dtype", "listed"]
 
-Device = Annotated[str, typer.Option(help="Where to run: auto, cpu, cuda, cuda:1, ...")]
+Device = Annotated[str, typer.Option(metavar="DEVICE", help="Where to run: auto, cpu, cuda, cuda:1, ...")]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"],
     typer.Option(help="What to compute in; auto is the fastest the device has."),
 ]
-Backend = Annotated[str, typer.Option(help="auto, or the implementation every op must use; see padless explain.")]
+Backend = Annotated[
+    str, typer.Option(metavar="NAME", help="auto, or the implementation every op must use; see padless explain.")
+]
 Deterministic = Annotated[
     bool,
     typer.Option("--deterministic", help="The same text gives the same bits, whatever stands beside it in a batch."),

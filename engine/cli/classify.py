@@ -8,7 +8,7 @@ import typer
 
 from . import job_options as of
 from .choices import Backend, Deterministic, Device, Dtype
-from .job_command import JobArguments, run_command
+from .job_command import ROWS_PER_SHARD, JobArguments, refuse_idle_pieces, run_command
 
 __all__ = ["classify"]
 
@@ -22,7 +22,10 @@ def classify(
     id_column: of.IdColumn = None,
     keep: of.Keep = None,
     top_k: Annotated[
-        int | None, typer.Option(min=1, help="Labels of a row, in lists; the likeliest by itself if not given.")
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="The N likeliest labels of a row, in lists; the likeliest by itself if not given."
+        ),
     ] = None,
     all_labels: Annotated[bool, typer.Option("--all-labels", help="All labels of a row, in lists.")] = False,
     function_to_apply: Annotated[
@@ -33,13 +36,18 @@ def classify(
         Literal["truncate", "error", "chunk"],
         typer.Option(help="Texts longer than the model takes: cut and marked, an error, or seen whole in pieces."),
     ] = "truncate",
-    overlap: Annotated[int, typer.Option(min=0, help="Of chunk: tokens that a piece repeats.")] = 0,
+    overlap: Annotated[
+        int | None,
+        typer.Option(
+            min=0, metavar="N", help="Of chunk: tokens that a piece repeats of the one before; 0 if not given."
+        ),
+    ] = None,
     aggregate: Annotated[
-        Literal["mean", "max", "each"],
-        typer.Option(help="Of chunk: what becomes of the pieces' scores; each keeps all of them."),
-    ] = "mean",
+        Literal["mean", "max", "each"] | None,
+        typer.Option(help="Of chunk: what becomes of the pieces' scores; each keeps all of them; mean if not given."),
+    ] = None,
     input_format: of.InputFormat = None,
-    rows_per_shard: of.RowsPerShard = 50_000,
+    rows_per_shard: of.RowsPerShard = ROWS_PER_SHARD,
     dtype: Dtype = "auto",
     device: Device = "auto",
     devices: of.Devices = None,
@@ -51,7 +59,7 @@ def classify(
     log_json: of.LogJson = False,
     quiet: of.Quiet = False,
 ) -> None:
-    """Classify files of texts, or of pairs of texts, into Parquet shards.
+    """Classify files of texts or pairs into Parquet shards.
 
     Every row of the files IN gets a label and its score, columns label and score of the shards in the folder OUT; with
     --top-k or --all-labels they are lists, columns labels and scores, likeliest first, and with --aggregate each lists
@@ -68,7 +76,9 @@ def classify(
 
     from ..jobs.factories import AnsweringJob
 
-    options: dict[str, Any] = {"long_texts": long_texts, "overlap": overlap, "aggregate": aggregate}
+    named = {"overlap": overlap, "aggregate": aggregate}
+    refuse_idle_pieces({"long_texts": long_texts} | {name: value for name, value in named.items() if value is not None})
+    options: dict[str, Any] = {"long_texts": long_texts, "overlap": overlap or 0, "aggregate": aggregate or "mean"}
     if all_labels or top_k is not None:
         options["top_k"] = None if all_labels else top_k
     if function_to_apply is not None:

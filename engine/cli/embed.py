@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from . import job_options as of
 from .choices import Backend, Deterministic, Device, Dtype
-from .job_command import JobArguments, run_command
+from .job_command import ROWS_PER_SHARD, JobArguments, refuse_idle_pieces, run_command
 
 __all__ = ["embed"]
 
@@ -21,7 +21,7 @@ def embed(
     id_column: of.IdColumn = None,
     keep: of.Keep = None,
     input_format: of.InputFormat = None,
-    rows_per_shard: of.RowsPerShard = 50_000,
+    rows_per_shard: of.RowsPerShard = ROWS_PER_SHARD,
     dtype: Dtype = "auto",
     device: Device = "auto",
     devices: of.Devices = None,
@@ -29,12 +29,14 @@ def embed(
     deterministic: Deterministic = False,
     token_budget: of.TokenBudget = None,
     prompt_name: Annotated[
-        str | None, typer.Option(help="Which of the model's prompts to put before each text.")
+        str | None, typer.Option(metavar="NAME", help="Which of the model's prompts to put before each text.")
     ] = None,
     normalize: Annotated[
         bool, typer.Option("--normalize/--no-normalize", help="Scale vectors to length 1, where the model does not.")
     ] = False,
-    truncate_dim: Annotated[int | None, typer.Option(min=1, help="Keep only the first numbers of a vector.")] = None,
+    truncate_dim: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Keep only the first N numbers of a vector.")
+    ] = None,
     precision: Annotated[
         Literal["float32", "float16", "binary", "ubinary"],
         typer.Option(help="Of the vectors; binary and ubinary keep a bit of each number, eight in a byte."),
@@ -43,10 +45,16 @@ def embed(
         Literal["truncate", "error", "chunk"],
         typer.Option(help="Texts longer than the model takes: cut and marked, an error, or seen whole in pieces."),
     ] = "truncate",
-    overlap: Annotated[int, typer.Option(min=0, help="Of chunk: tokens that a piece repeats.")] = 0,
+    overlap: Annotated[
+        int | None,
+        typer.Option(
+            min=0, metavar="N", help="Of chunk: tokens that a piece repeats of the one before; 0 if not given."
+        ),
+    ] = None,
     aggregate: Annotated[
-        Literal["mean", "max"], typer.Option(help="Of chunk: how the pieces' vectors become one.")
-    ] = "mean",
+        Literal["mean", "max"] | None,
+        typer.Option(help="Of chunk: how the pieces' vectors become one; mean if not given."),
+    ] = None,
     resume: of.Resume = True,
     overwrite: of.Overwrite = False,
     log_json: of.LogJson = False,
@@ -78,15 +86,16 @@ def embed(
 
     from ..jobs.factories import EmbeddingJob
 
-    options = {
+    options: dict[str, Any] = {
         "prompt_name": prompt_name,
         "normalize_embeddings": normalize,
         "truncate_dim": truncate_dim,
         "precision": precision,
         "long_texts": long_texts,
-        "overlap": overlap,
-        "aggregate": aggregate,
     }
+    named = {"overlap": overlap, "aggregate": aggregate}
+    refuse_idle_pieces({"long_texts": long_texts} | {name: value for name, value in named.items() if value is not None})
+    options |= {"overlap": overlap or 0, "aggregate": aggregate or "mean"}
     make_task = EmbeddingJob(model, backend, options, deterministic)
     given = JobArguments(
         inputs, output, text_column, None, id_column, keep or (), input_format, rows_per_shard, device, dtype,

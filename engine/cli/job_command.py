@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from ..jobs.factories import TaskFactory
     from ..jobs.report import Report
 
-__all__ = ["JobArguments", "run_command"]
+__all__ = ["JobArguments", "refuse_idle_pieces", "run_command"]
 
 STANDARD_OUTPUT = Path("-")
+ROWS_PER_SHARD = 50_000
+"""Where nobody says."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,20 @@ class JobArguments:
     devices: str | None = None
 
 
+def refuse_idle_pieces(options: Mapping[str, Any]) -> None:
+    """Refuse options of pieces where no text becomes pieces: whoever names them means that it should.
+
+    Args:
+        options: of the task; those that have the values they have anyway are not named.
+    """
+    if options.get("long_texts") == "chunk":
+        return
+    for name in ("overlap", "aggregate"):
+        if name in options:
+            found = options.get("long_texts", "truncate")
+            raise OptionError(f"{name}: expected only beside long_texts 'chunk', got long_texts {found!r}")
+
+
 def run_command(given: JobArguments, make_task: TaskFactory) -> None:
     """Run a job.
 
@@ -61,6 +77,7 @@ def run_command(given: JobArguments, make_task: TaskFactory) -> None:
     ):
         os.environ.setdefault(variable, value)
     _check_devices(given)
+    _check_standard_output(given)
     to_folder = given.output != STANDARD_OUTPUT
     job = _into_folder if to_folder else _to_standard_output
     run_reported(lambda report: job(given, make_task, report), given.output, quiet=given.quiet, log_json=given.log_json)
@@ -75,6 +92,19 @@ def _check_devices(given: JobArguments) -> None:
         raise OptionError("devices: standard input can be read by one process only, expected files")
     if given.output == STANDARD_OUTPUT:
         raise OptionError("devices: the output is one stream of standard output, expected a folder")
+
+
+def _check_standard_output(given: JobArguments) -> None:
+    if given.output != STANDARD_OUTPUT:
+        return
+    idle = {
+        "overwrite": given.overwrite,
+        "no_resume": not given.resume,
+        "rows_per_shard": given.rows_per_shard != ROWS_PER_SHARD,
+    }
+    for name, named in idle.items():
+        if named:
+            raise OptionError(f"{name}: expected only where OUT is a folder, got standard output")
 
 
 def _into_folder(given: JobArguments, make_task: TaskFactory, report: Report) -> None:

@@ -40,19 +40,32 @@ Output = Annotated[
         help="Folder for the shards: empty, absent, or of the same job; or - for JSON lines on standard output.",
     ),
 ]
-Model = Annotated[str, typer.Option("--model", "-m", help="Model folder, or org/name under $PADLESS_MODELS.")]
-TextColumn = Annotated[str, typer.Option(help="Column or field that holds the text.")]
+Model = Annotated[
+    str,
+    typer.Option("--model", "-m", metavar="MODEL", help="Model folder, or org/name under $PADLESS_MODELS."),
+]
+TextColumn = Annotated[
+    str, typer.Option(metavar="COLUMN", help="Column or field that holds the text; of plain text, every line is one.")
+]
 PairColumn = Annotated[
     str | None,
-    typer.Option(help="Column of the second texts of pairs, or of lists of texts where the task takes several."),
+    typer.Option(
+        metavar="COLUMN",
+        help="Column of the second texts of pairs, or of lists of texts where the task takes several.",
+    ),
 ]
-IdColumn = Annotated[str | None, typer.Option(help="Column of integers or strings to carry into the output.")]
+IdColumn = Annotated[
+    str | None,
+    typer.Option(
+        metavar="COLUMN", help="Column of integers or strings to carry into the output and into errors.jsonl."
+    ),
+]
 Keep = Annotated[
     list[str] | None, typer.Option("--keep", metavar="COLUMN", help="Carry this column into the output; repeatable.")
 ]
 InputFormat = Annotated[
     Literal["parquet", "arrow", "jsonl", "csv", "tsv", "text"] | None,
-    typer.Option(help="Format of standard input (jsonl if not given) and of files whose suffix tells none."),
+    typer.Option(help="Format of standard input (jsonl if not given) and of files whose suffix tells none; no other."),
 ]
 Devices = Annotated[
     str | None,
@@ -62,9 +75,10 @@ Devices = Annotated[
         "worker for every 8 cores.",
     ),
 ]
-RowsPerShard = Annotated[int, typer.Option(min=1, help="Input rows a shard covers.")]
+RowsPerShard = Annotated[int, typer.Option(min=1, metavar="N", help="Input rows that each file of the output covers.")]
 TokenBudget = Annotated[
-    int | None, typer.Option(min=1, help="Most tokens in one batch; found from the free memory if not given.")
+    int | None,
+    typer.Option(min=1, metavar="N", help="Most tokens in one batch; found from the free memory if not given."),
 ]
 Resume = Annotated[
     bool, typer.Option("--resume/--no-resume", help="Go on with the job that OUT holds, if it is the same job.")

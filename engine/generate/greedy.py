@@ -26,12 +26,13 @@ class NoTokenLeftError(OptionError):
 
     Attributes:
         prompt: its number.
+        step: at which nothing could be chosen, from 1.
     """
 
     def __init__(self, prompt: int, step: int) -> None:
         reason = "the options forbid all, or the model gives no numbers"
         super().__init__(f"generate: prompt {prompt}, step {step}: no token is left; {reason}")
-        self.prompt = prompt
+        self.prompt, self.step = prompt, step
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ class Written:
 def likeliest(scores: Tensor, sequences: Tensor) -> tuple[Tensor, Tensor]:
     """The token of the greatest score; a `Choice`."""
     best, tokens = scores.max(dim=-1)
-    return tokens, best > float("-inf")
+    # NaN and both infinities: of a score that overflowed nobody knows which token it would have been.
+    return tokens, best.isfinite()
 
 
 def write(

@@ -24,7 +24,7 @@ import pyarrow as pa
 import torch
 
 from ..embedding.encoder import Encoder, EncodeStats
-from ..errors import OptionError
+from ..errors import NotFiniteError, OptionError
 from ..jobs.answering import AnsweringTask
 from ..jobs.embedding import EmbeddingOptions, EmbeddingTask
 from ..jobs.finite import not_finite
@@ -79,12 +79,12 @@ class _Batches:
             answers = self.task.run(good, EncodeStats(), lambda texts, tokens: None)
         else:
             answers = Answers([pa.nulls(0, field.type) for field in self.fields])
-        bad = {**dict.fromkeys(not_finite(answers.columns).tolist(), NOT_FINITE), **answers.bad}
+        bad = {**dict.fromkeys(not_finite(answers.columns).tolist(), NotFiniteError(NOT_FINITE)), **answers.bad}
         errors = [row.reason or None for row in rows]
         places: list[int | None] = [None] * len(rows)
         for place, row in enumerate(good):
             if place in bad:
-                errors[row.number] = bad[place]
+                errors[row.number] = str(bad[place])
             else:
                 places[row.number] = place
         taken = pa.array(places, pa.int64())

@@ -58,6 +58,11 @@ class AnsweringTask:
         return self._shape.paired
 
     @property
+    def several(self) -> bool:
+        """Whether a pair is a list of strings."""
+        return self._shape.several
+
+    @property
     def description(self) -> dict[str, object]:
         fixed = {"deterministic": True} if self._task.loaded.model.deterministic else {}
         return {**self._given, "max_seq_length": self._task.loaded.max_length, **fixed}
@@ -97,12 +102,13 @@ class AnsweringTask:
         return self._task.explain()
 
     def run(self, rows: Sequence[Row], stats: EncodeStats, on_batch: Callable[[int, int], None]) -> Answers:
-        items, bad = [], {}
+        items: list[tuple[int, Any]] = []
+        bad: dict[int, InputError] = {}
         for place, row in enumerate(rows):
             try:
                 items.append((place, self._task.read([self._shape.item(row)], {})[0][0]))
             except InputError as error:
-                bad[place] = str(error).removeprefix("row 0: ")
+                bad[place] = type(error)(str(error).removeprefix("row 0: "))
         found: list[Any] = [None] * len(rows)
         truncated: set[int] = set()
         answers = self._task.answers(
@@ -117,7 +123,7 @@ class AnsweringTask:
                 stats.fallbacks += 1
                 (answer,) = self._exact.answers([item], self._options)
             if isinstance(answer, InputError):
-                bad[place] = str(answer)
+                bad[place] = answer
             else:
                 found[place] = self._shape.values(answer)
             on_batch(1, 0)

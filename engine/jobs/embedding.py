@@ -14,7 +14,7 @@ import pyarrow as pa
 from ..embedding.encoder import Encoder, EncodeStats
 from ..embedding.long_documents import LONG_TEXTS
 from ..embedding.quantisation import Quantiser
-from ..errors import MemoryLimitError, OptionError
+from ..errors import InputError, MemoryLimitError, NotFiniteError, OptionError
 from ..loading import load
 from ..streaming.memory import is_out_of_memory
 from ..tasks.options import at_least, one_of
@@ -73,6 +73,7 @@ class EmbeddingTask:
 
     name = "embedding"
     paired: bool | None = False
+    several: bool = False
 
     def __init__(self, encoder: Encoder, options: EmbeddingOptions | None = None) -> None:
         self._encoder = encoder
@@ -128,29 +129,29 @@ class EmbeddingTask:
         suspects = [row for row in np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist() if row not in bad]
         for row in suspects:
             stats.fallbacks += 1
-            vector, reason = self._encode_exactly(texts[row])
-            if vector is None:
-                bad[row] = reason
+            found = self._encode_exactly(texts[row])
+            if isinstance(found, InputError):
+                bad[row] = found
             else:
-                vectors[row] = vector
+                vectors[row] = found
         # Not before all of them are known to be numbers: a bit does not tell.
         made = self._quantiser(vectors)
         for row in np.flatnonzero(~np.isfinite(made.astype(np.float32)).all(axis=1)).tolist():
-            bad.setdefault(row, f"the vector does not fit into {self.options.precision}")
+            bad.setdefault(row, NotFiniteError(f"the vector does not fit into {self.options.precision}"))
         flat = pa.array(made.reshape(-1))
         if self.options.long_texts == "error":
-            reason = f"the text is longer than the {self._encoder.max_seq_length} tokens that the model takes"
-            bad = {**dict.fromkeys(truncated, reason), **bad}
+            long = f"the text is longer than the {self._encoder.max_seq_length} tokens that the model takes"
+            bad = {**dict.fromkeys(truncated, InputError(long)), **bad}
         return Answers([pa.FixedSizeListArray.from_arrays(flat, type=self._type)], bad, truncated)
 
     def _encode(
         self, texts: list[str], stats: EncodeStats, on_batch: Callable[[int, int], None]
-    ) -> tuple[np.ndarray, dict[int, str], set[int]]:
+    ) -> tuple[np.ndarray, dict[int, InputError], set[int]]:
         """Vectors of all texts, zeros for those too large for the memory, which are told with the reason; and which
         texts were cut.
         """
         vectors = np.zeros((len(texts), self.dimension), dtype=np.float32)
-        bad: dict[int, str] = {}
+        bad: dict[int, InputError] = {}
         truncated: set[int] = set()
         kept = list(range(len(texts)))
         while kept:
@@ -170,18 +171,18 @@ class EmbeddingTask:
                 break
             except MemoryLimitError as error:
                 # The longest come first, so that little was computed in vain.
-                row = kept.pop(error.row)
-                bad[row] = f"out of memory with its {error.tokens:,} tokens alone ({error.reason})"
+                row = kept.pop(error.row or 0)  # which an encode call always names
+                bad[row] = error.of_row(None)
                 stats.retries += counted.retries
                 on_batch(1 - reported, 0)
         return vectors, bad, truncated
 
-    def _encode_exactly(self, text: str) -> tuple[np.ndarray | None, str]:
+    def _encode_exactly(self, text: str) -> np.ndarray | InputError:
         try:
             vector = self._call(self._exact, [text])[0]
         except MemoryLimitError as error:
-            return None, f"the model's vector is not finite; again in float32: {error}"
-        return (vector, "") if np.isfinite(vector).all() else (None, NOT_FINITE)
+            return NotFiniteError(f"the model's vector is not finite; again in float32: {error.of_row(None)}")
+        return vector if np.isfinite(vector).all() else NotFiniteError(NOT_FINITE)
 
     def _call(self, encoder: Encoder, texts: list[str], **more: Any) -> np.ndarray:
         options = {**asdict(self.options), "precision": "float32"}

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from ..errors import InputError
 from .durable import append_durably
 from .inputs.rows import Row
 
@@ -24,6 +25,8 @@ class RowRecord:
         file_row: position among the rows of that file, from 0.
         id: value of the id column, or None.
         kind: "error" where the row has no vector; "repaired" where it has the vector of the repaired text.
+        error: of kind "error" the name of the exception: "InputError", or one of its kinds, "NotFiniteError" and
+            "MemoryLimitError".
         reason: what was found and what was expected.
     """
 
@@ -32,13 +35,16 @@ class RowRecord:
     file_row: int
     id: int | str | None
     kind: Literal["error", "repaired"]
+    error: str | None
     reason: str
 
 
-def record_of(row: Row, reason: str | None = None) -> RowRecord:
-    """The record of a bad or repaired row; with `reason`, of a row that turned out to be bad later."""
-    kind = "repaired" if row.kind == "repaired" and reason is None else "error"
-    return RowRecord(row.file, row.number, row.file_row, row.id, kind, row.reason if reason is None else reason)
+def record_of(row: Row, error: InputError | None = None) -> RowRecord:
+    """The record of a bad or repaired row; with `error`, of a row that turned out to be bad later."""
+    kind = "repaired" if row.kind == "repaired" and error is None else "error"
+    found = InputError(row.reason) if error is None else error
+    name = type(found).__name__ if kind == "error" else None
+    return RowRecord(row.file, row.number, row.file_row, row.id, kind, name, str(found))
 
 
 def append_records(path: Path, records: Sequence[RowRecord]) -> int:

@@ -51,6 +51,7 @@ class TaskFacts:
 
     name: str
     paired: bool | None
+    several: bool
     description: dict[str, object]
     packed_fields: bytes
     folder: Path
@@ -63,8 +64,8 @@ class TaskFacts:
     def of(cls, task: JobTask) -> TaskFacts:
         """The facts of a task that is loaded here."""
         return cls(
-            task.name, task.paired, task.description, packed(pa.schema(task.fields)), task.folder, task.dtype,
-            task.device, task.token_budget, task.explain(),
+            task.name, task.paired, task.several, task.description, packed(pa.schema(task.fields)), task.folder,
+            task.dtype, task.device, task.token_budget, task.explain(),
         )  # fmt: skip
 
     @property

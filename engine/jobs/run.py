@@ -201,7 +201,7 @@ def _run(
         resume=resume,
         overwrite=overwrite,
     )
-    check_pairs(task, columns)
+    check_pairs(task, columns, files)
     if token_budget is not None and token_budget < 1:
         raise OptionError(f"token_budget: expected at least 1, got {token_budget}")
     watch = InputWatch(files)
@@ -284,12 +284,17 @@ def _finished(
     return summary
 
 
-def check_pairs(task: JobTask, columns: InputColumns) -> None:
-    """Raise OptionError where a pair column is missing, or is of no use."""
+def check_pairs(task: JobTask, columns: InputColumns, files: Sequence[InputFile]) -> None:
+    """Raise OptionError where a pair column is missing, of no use, or of a type of which no row has an answer."""
     if task.paired and columns.pair is None:
         raise OptionError(f"pair_column: expected the column of the second texts, which {task.name} needs, got none")
     if task.paired is False and columns.pair is not None:
         raise OptionError(f"pair_column: {task.name} has no use for one, got {columns.pair!r}")
+    expected = "list<string>" if task.several else "string"
+    for file in files:
+        if file.pair_type is not None and pa.types.is_nested(file.pair_type) != task.several:
+            found = f"{file.name}: pair column {columns.pair!r} has type {file.pair_type}"
+            raise OptionError(f"{found}, {task.name} needs {expected}")
 
 
 def _fix(work: Processes, token_budget: int | None) -> dict[str, Any]:

@@ -50,12 +50,14 @@ class Shape:
         fields: columns of the answers.
         values: an answer to a value for each of them.
         paired: whether rows need a pair column (True), have no use for one (False), or may have one (None).
+        several: whether a pair is a list of strings.
     """
 
     item: Callable[[Row], Any]
     fields: Columns
     values: Callable[[Any], tuple[Any, ...]]
     paired: bool | None = False
+    several: bool = False
 
 
 def shape_of(task: Task[Any, Any], options: Any) -> Shape:
@@ -163,6 +165,7 @@ def _choices(options: Any) -> Shape:
         fields,
         lambda answer: (answer["choice"], answer["text"], answer["score"], answer["scores"]),
         True,
+        True,
     )
 
 
@@ -173,7 +176,7 @@ def _ranking(options: Any) -> Shape:
     def item(row: Row) -> dict[str, Any]:
         return {"query": _text(row), "documents": _several(row)}
 
-    return Shape(item, (field,), lambda answer: (answer,), True)
+    return Shape(item, (field,), lambda answer: (answer,), True, True)
 
 
 def _written(options: WritingOptions, several: bool) -> Shape:

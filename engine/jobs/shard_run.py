@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from ..errors import InputError, NotFiniteError
 from ..streaming.prefetch import prefetch
 from ..streaming.stream import EncodeStats
 from .background import Background
@@ -167,7 +168,7 @@ class ShardRun:
         self.stages.wait_tokenise += stats.wait_seconds
         shard.stats.add(stats)
         shard.input_rows += len(window.rows)
-        bad = {**dict.fromkeys(not_finite(answers.columns).tolist(), NOT_FINITE), **answers.bad}
+        bad = {**dict.fromkeys(not_finite(answers.columns).tolist(), NotFiniteError(NOT_FINITE)), **answers.bad}
         shard.records += _records(window.rows, good, bad)
         kept = [index for index in range(len(good)) if index not in bad]
         waited = background.wait_seconds
@@ -210,11 +211,11 @@ class ShardRun:
         return sum(file.bytes * file.fraction_read for file in self._files) / size if size else 1.0
 
 
-def _records(rows: Sequence[Row], good: Sequence[Row], bad: dict[int, str]) -> list[RowRecord]:
+def _records(rows: Sequence[Row], good: Sequence[Row], bad: dict[int, InputError]) -> list[RowRecord]:
     """Records of a window: rows that came bad, rows repaired, rows without a result."""
     unread = [record_of(row) for row in rows if row.text is None]
     repaired = [record_of(row) for index, row in enumerate(good) if row.kind == "repaired" and index not in bad]
-    return [*unread, *repaired, *(record_of(good[index], reason) for index, reason in bad.items())]
+    return [*unread, *repaired, *(record_of(good[index], error) for index, error in bad.items())]
 
 
 def _write(writer: ShardWriter, rows: Sequence[Row], answers: Answers, kept: list[int]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ..errors import OptionError
+from ..errors import NotFiniteError, OptionError
 from ..streaming.prefetch import prefetch
 from ..streaming.stream import EncodeStats
 from .budget import token_budget as budget_for
@@ -62,7 +62,7 @@ def write_json_lines(
         raise OptionError(f"{ERROR!r} is the name of a result, expected another name for an input's column")
     files = open_inputs(inputs, columns, input_format=input_format)
     task = make_task()
-    check_pairs(task, columns)
+    check_pairs(task, columns, files)
     id_field = None if columns.id is None else pa.field(columns.id, id_type(files))
     carried = kept_fields(files, columns)
     shard_schema(task.fields, id_field, carried)  # no two columns of one name
@@ -74,14 +74,14 @@ def write_json_lines(
         for window in prefetch(windows):
             good = [row for row in window.rows if row.text is not None]
             answers = task.run(good, EncodeStats(), report.advance) if good else Answers([])
-            bad = {**dict.fromkeys(not_finite(answers.columns).tolist(), NOT_FINITE), **answers.bad}
+            bad = {**dict.fromkeys(not_finite(answers.columns).tolist(), NotFiniteError(NOT_FINITE)), **answers.bad}
             values = [column.to_pylist() for column in answers.columns]
             places = {row.number: place for place, row in enumerate(good)}
             before = _before(window.rows, columns, carried)
             for row, found in zip(window.rows, before, strict=True):
                 place = places.get(row.number)
                 if place is None or place in bad:
-                    found[ERROR] = row.reason if place is None else bad[place]
+                    found[ERROR] = row.reason if place is None else str(bad[place])
                 else:
                     found |= {field.name: value[place] for field, value in zip(task.fields, values, strict=True)}
                     found["truncated"] = place in answers.truncated

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import pyarrow as pa
 
+from ..errors import InputError
 from .inputs.long_texts import IsEnough
 from .inputs.rows import Row
 
@@ -29,7 +30,7 @@ class Answers:
     """
 
     columns: list[pa.Array]
-    bad: dict[int, str] = field(default_factory=dict)
+    bad: dict[int, InputError] = field(default_factory=dict)
     truncated: set[int] = field(default_factory=set)
 
 
@@ -45,6 +46,7 @@ class JobTask(Protocol):
         device: where it computes, such as "cpu" or "cuda:0".
         token_budget: most tokens in a batch; the job sets it.
         paired: whether rows need a pair column (True), have no use for one (False), or may have one (None).
+        several: whether a pair is a list of strings, such as choices, and not one string.
         is_enough: whether the task sees the same of every text, without a pair, that begins with a given one; None
             where it sees texts whole.
     """
@@ -60,6 +62,9 @@ class JobTask(Protocol):
 
     @property
     def paired(self) -> bool | None: ...
+
+    @property
+    def several(self) -> bool: ...
 
     @property
     def description(self) -> dict[str, object]: ...

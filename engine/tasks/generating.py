@@ -137,7 +137,8 @@ def written_rows(
             written = model.generate(part, **options.generate, return_dict_in_generate=True)
         except NoTokenLeftError as error:
             # The others are begun anew without it: none of them is to bear its neighbour's fault.
-            found[places.pop(error.prompt)] = NotFiniteError(str(error))
+            reason = f"token {error.step}: none is left; the model gave NaN or infinity, or the options forbid all"
+            found[places.pop(error.prompt)] = NotFiniteError(reason)
             continue
         rows, before = (written.sequences, 1) if starts else (written.new_tokens, 0)
         lengths = written.lengths.tolist()

@@ -34,6 +34,10 @@ TASK_OF_HEAD = {
 """What a checkpoint's class was made for. A masked language model is not here: it is what embeddings come from."""
 
 
+ALIKE = ("ForSequenceClassification", "ForTokenClassification", "ForMultipleChoice")
+"""Heads whose tensors have one name."""
+
+
 def task_of_folder(folder: Path) -> str:
     """The task a model folder is made for: "embedding" unless its configuration names a class with another head. A
     CrossEncoder of one label reranks.
@@ -85,6 +89,7 @@ def load_task(
         model_class = family_class(model_type(source), found.kind, source=str(source / CONFIG_NAME))
     except ConfigError as error:
         raise ConfigError(f"{error}; it is asked for by the task {found.name}") from None
+    _refuse_other_head(source, found)
     config = model_class.config_class.from_folder(source)
     files = read_tokenizer_folder(source)
     tokenizer = Tokenizer.from_folder(source, lowercase=own is not None and own.do_lower_case)
@@ -110,6 +115,17 @@ def load_task(
     limit = None if own is None else own.max_seq_length
     tokenizer.max_length = longest_text(model, spelling.model_max_length if limit is None else limit)
     return found(Loaded(model, tokenizer, spelling, folder, device, dtype, token_budget), defaults or {})
+
+
+def _refuse_other_head(folder: Path, task: type[Task[Any, Any]]) -> None:
+    """A head of another kind whose tensors have the same names would load, and answer noise."""
+    named = read_json(folder / CONFIG_NAME, what="model configuration").get("architectures")
+    first = named[0] if isinstance(named, list) and named and isinstance(named[0], str) else ""
+    if any(first.endswith(kind) and kind != task.kind for kind in ALIKE if task.kind in ALIKE):
+        raise WeightsError(
+            f"{folder / CONFIG_NAME}: architectures names {first}, the task {task.name} needs a model {task.kind}: its "
+            "answers would be noise"
+        )
 
 
 def longest_text(model: Any, of_tokenizer: float) -> int | None:

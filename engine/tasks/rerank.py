@@ -151,7 +151,7 @@ class Rerank(Task[Ranking, PredictOptions]):
         answers = self.answers((Ranking(first, (second,)) for first, second in pairs), found, batch_size=batch_size)
         for row, answer in enumerate(answers):
             if isinstance(answer, InputError):
-                raise InputError(f"row {row}: {answer}")
+                raise answer.of_row(row)
             rows.append(answer[0])
         labels = self.loaded.config.num_labels
         scores = np.stack(rows) if rows else np.empty((0, labels), dtype=np.float32)

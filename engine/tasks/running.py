@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from ..batch import PackedBatch, TokenizedTexts, pack, padded_tokens, plan_batches
-from ..errors import InputError
 from ..streaming.memory import SplitOnOutOfMemory
 from ..streaming.prefetch import Workers
 from ..streaming.stream import EncodeStats
@@ -35,7 +34,7 @@ def run_pieces(
     on_batch: Callable[[int, int], None] | None = None,
     alike: bool = False,
 ) -> list[Any]:
-    """What `score` says of each piece, in the order of the pieces; an InputError of one that no memory is enough for.
+    """What `score` says of each piece, in the order of the pieces; a MemoryLimitError of one that is too large alone.
 
     Args:
         tokens: the pieces.
@@ -54,7 +53,7 @@ def run_pieces(
         lambda tokenised, chosen: list(score(pack(tokenised, chosen), chosen)),
         lambda parts: [*itertools.chain.from_iterable(parts)],
         device,
-        lambda error: [InputError(f"out of memory with its {error.tokens:,} tokens alone ({error.reason})")],
+        lambda error: [error.of_row(None)],
     )
 
     def run(chosen: np.ndarray) -> tuple[np.ndarray, Sequence[Any], float]:

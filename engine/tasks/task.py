@@ -196,7 +196,8 @@ class Task(ABC, Generic[Item, Options]):
             options: the task's own.
 
         Raises:
-            InputError: an input is malformed, or has no answer; names the row.
+            InputError: an input is malformed, or has no answer; names the row. A NotFiniteError where the model gave no
+                numbers, a MemoryLimitError where the input does not fit in memory.
             OptionError: an option is unknown or out of range.
         """
         others = {name: options.pop(name) for name in self.input_names if name in options}
@@ -206,7 +207,7 @@ class Task(ABC, Generic[Item, Options]):
         with tqdm(total=len(items), unit="text", disable=not show_progress_bar) as bar:
             for row, answer in enumerate(self.answers(items, found, batch_size=batch_size, stats=stats)):
                 if isinstance(answer, InputError):
-                    raise InputError(f"row {row}: {answer}")
+                    raise answer.of_row(row)
                 answers.append(answer)
                 bar.update()
         return self.shaped(answers, inputs, single, found)

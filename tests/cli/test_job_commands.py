@@ -33,13 +33,16 @@ Call = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with seeded BERTs that take 64 tokens: vectors, classes, masks, next (sentences)."""
+    """A folder with seeded BERTs that take 64 tokens: vectors, classes, masks, next (sentences) and so on."""
     folder = tmp_path_factory.mktemp("models")
     for name, kind, config in (
         ("vectors", "Model", {}),
         ("classes", "ForSequenceClassification", {"num_labels": 3, "id2label": LABELS}),
         ("masks", "ForMaskedLM", {}),
         ("next", "ForNextSentencePrediction", {}),
+        ("number", "ForSequenceClassification", {"num_labels": 1}),
+        ("choices", "ForMultipleChoice", {}),
+        ("spans", "ForQuestionAnswering", {}),
     ):
         make_folder(folder / name, "Bert", kind, positions=64, **config)
     return folder
@@ -244,10 +247,60 @@ RUN = "run in.parquet out -m"
         ("classify in.parquet out -m {classes} --pair-column no", "in.parquet: no column 'no'"),
         ("classify in.parquet out -m {vectors}", "classifier"),
         ("classify no.parquet - -m {classes}", "no.parquet: no such file"),
+        ("embed", "expected inputs IN and then OUT, a folder or - for standard output"),
+        ("embed in.parquet", "expected inputs IN and then OUT, a folder or - for standard output"),
+        ("embed in.parquet in.parquet -m {vectors}", "in.parquet: is a file, expected a folder for the output"),
+        ("embed in.parquet in.parquet/out -m {vectors}", "in.parquet/out: cannot be written (Not a directory)"),
+        ("embed in.parquet full -m {vectors} --overwrite", "full: holds files that are not a job's (mine.txt)"),
+        ("embed torn.parquet out -m {vectors}", "torn.parquet: not a readable Parquet file"),
+        (
+            "embed in.parquet out -m in.parquet",
+            "model 'in.parquet': is a file, expected the folder that holds",
+        ),
+        ("embed in.parquet out -m full", "model configuration full/config.json: no such file"),
+        ("embed in.parquet out -m ''", "model '': expected a folder or an id"),
+        ("embed in.parquet out -m {vectors} --long-texts drop", "for '--long-texts': 'drop' is not one of 'truncate'"),
+        ("embed in.parquet out -m {vectors} --text-column lists", "column 'lists' has type list<element: string>, exp"),
+        ("embed in.parquet out -m {vectors} --id-column text --keep text", "'text' is the name of several output col"),
+        ("embed in.parquet out -m {vectors} --keep row", "'row' is the name of an output column"),
+        ("embed in.parquet out -m {vectors} --pair-column second", "No such option: --pair-column"),
+        ("embed in.parquet out -m {vectors} --input-format csv", "csv was asked for, but the suffix of in.parquet say"),
+        ("embed in.parquet out -m {vectors} --overlap 5", "overlap: expected only beside long_texts 'chunk', got long"),
+        ("embed in.parquet out -m {vectors} --aggregate mean", "aggregate: expected only beside long_texts 'chunk'"),
+        ("classify in.parquet out -m {classes} --long-texts error --aggregate each", "got long_texts 'error'"),
+        (f"{RUN} {{classes}} -t text-classification -o overlap=5", "overlap: expected only beside long_texts 'chunk'"),
+        ("embed in.parquet - -m {vectors} --overwrite", "overwrite: expected only where OUT is a folder"),
+        ("embed in.parquet - -m {vectors} --no-resume", "no_resume: expected only where OUT is a folder"),
+        ("embed in.parquet - -m {vectors} --rows-per-shard 9", "rows_per_shard: expected only where OUT is a folder"),
+        ("classify in.parquet out -m {classes} --pair-column lists", "text-classification needs string"),
+        ("classify in.parquet - -m {classes} --pair-column lists", "text-classification needs string"),
+        (
+            f"{RUN} {{choices}} -t multiple-choice --pair-column second",
+            "has type string, multiple-choice needs list<",
+        ),
+        (f"{RUN} {{number}} -t rerank --pair-column second", "has type string, rerank needs list<string>"),
+        (f"{RUN} {{spans}} -t question-answering", "pair_column: expected the column of the second texts, which quest"),
+        (f"{RUN} {{spans}} -t question-answering --pair-column lists", "question-answering needs string"),
+        (f"{RUN} {{classes}} -t token-classification", "names BertForSequenceClassification, the task token-classific"),
+        (f"{RUN} {{number}} -t multiple-choice --pair-column lists", "needs a model ForMultipleChoice"),
+        ("classify in.parquet out -m {choices}", "needs a model ForSequenceClassification: its answers would be noise"),
+        (f"{RUN} {{classes}} -t zero-shot-classification", "candidate_labels: expected one label or more, got ()"),
+        (
+            f'{RUN} {{classes}} -t zero-shot-classification -o \'candidate_labels=["a", "b"\'',
+            "candidate_labels: malformed JSON (Expecting ',' delimiter",
+        ),
+        (
+            f"{RUN} {{masks}} -t fill-mask -o max_length=9",
+            "max_length: no such option (for long texts: token",
+        ),
+        (f"{RUN} {{masks}} -t fill-mask -o top_k=None", "top_k: expected a whole number from 1, got None"),
     ],
 )
 def test_wrong_call(call: Call, line: str, message: str) -> None:
-    parquet(text=TEXTS, second=PAIRS)
+    parquet(text=TEXTS, second=PAIRS, lists=[["a"], ["b"], ["c"], ["d"]])
+    Path("full").mkdir()
+    Path("full/mine.txt").write_text("mine")
+    Path("torn.parquet").write_bytes(Path("in.parquet").read_bytes()[:50])
     code, shown, complaint = call(line)
     assert (code, shown) == (2, "")
     assert complaint.startswith("padless: ")

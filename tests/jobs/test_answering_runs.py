@@ -1,4 +1,4 @@
-"""Jobs of tasks: scores that are not finite, a stop in between, options and columns that do not fit."""
+"""Jobs of tasks: a stop in between, options and columns that do not fit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 import padless
 from padless.engine.jobs.answering import AnsweringTask
@@ -19,7 +18,7 @@ from padless.engine.jobs.inputs.input_file import InputColumns
 from padless.engine.jobs.run import run_job
 
 sys.path.insert(0, str(Path(__file__).parent))
-from answering_jobs import LABELS, TEXTS, Folder, assert_close, columns_of, folders, job, loaded, single
+from answering_jobs import LABELS, TEXTS, Folder, folders, loaded
 
 
 @pytest.fixture(scope="module")
@@ -35,62 +34,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def with_word(path: Path, folder: Path, word: str, size: float) -> Path:
-    """The model, with so large numbers in the embedding of a word."""
-    folder.mkdir()
-    for file in path.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
-    weights = load_file(path / "model.safetensors")
-    place = (folder / "vocab.txt").read_text().splitlines().index(word)
-    for key, weight in weights.items():
-        if key.endswith("word_embeddings.weight"):
-            weight[place] = size * torch.tensor([1.0, -1.0]).repeat(weight.shape[1] // 2)
-        if key.endswith("position_embeddings.weight") and size < 1e6:
-            weight += size / 60 * torch.tensor([1.0, -1.0]).repeat(weight.shape[1] // 2)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
-
-
-@pytest.mark.parametrize(
-    ("kind", "name", "pairs"),
-    [
-        ("ForSequenceClassification", "text-classification", None),
-        ("ForTokenClassification", "token-classification", None),
-        ("ForQuestionAnswering", "question-answering", ["sun and sky"] * 4),
-        ("ForMultipleChoice", "multiple-choice", [["sun", "sky"]] * 4),
-    ],
-)
-def test_scores_that_are_not_finite_are_recorded(
-    folder: Folder, tmp_path: Path, kind: str, name: str, pairs: list[Any] | None
-) -> None:
-    """The sum of two such numbers is infinite in float32 too; the neighbours in the batch are as ever."""
-    path = with_word(folder(kind), tmp_path / "model", "bomb", 3e38)
-    texts = ["the sun [MASK]", "the bomb [MASK]", "the moon [MASK]", "bomb [MASK]"]
-    rows, bad, summary, schema = job(AnsweringTask(loaded(path, name)), tmp_path / "out", texts, pairs)
-    assert [row["row"] for row in rows] == [0, 2]
-    assert bad == dict.fromkeys((1, 3), "the model gave NaN or infinity; expected finite scores")
-    assert (summary.fallbacks, summary.errors) == (2, 2)
-    other, *_ = job(AnsweringTask(loaded(folder(kind), name)), tmp_path / "other", texts, pairs)
-    for field in schema.names:
-        assert_close([row[field] for row in rows], [row[field] for row in other if row["row"] in (0, 2)])
-
-
-def test_overflow_of_fp16_is_answered_in_float32(folder: Folder, tmp_path: Path) -> None:
-    """The word's embedding and the position's are finite in fp16, their sum is not."""
-    path = with_word(folder("ForSequenceClassification", **LABELS), tmp_path / "model", "bomb", 65_000.0)
-    texts = ["the sun", "the bomb", "the moon", "bomb"]
-    half = padless.load(path, task="text-classification", device="cpu", dtype="float16")
-    with pytest.raises(padless.InputError, match="NaN or infinity"):
-        half(texts[1])
-    rows, bad, summary, _ = job(AnsweringTask(half, {"top_k": None}), tmp_path / "out", texts)
-    assert (bad, summary.fallbacks) == ({}, 2)
-    exact = loaded(path, "text-classification")(texts, top_k=None)
-    for row in (1, 3):
-        assert_close(rows[row]["scores"], single(columns_of(exact[row], "score")))
-    for row, answer in zip((0, 2), half([texts[0], texts[2]], top_k=None), strict=True):
-        assert_close(rows[row]["scores"], single(columns_of(answer, "score")))
 
 
 class Stopped(Exception):

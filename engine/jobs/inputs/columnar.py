@@ -38,7 +38,7 @@ class ColumnarInput(InputFile):
         return self._rows_read / self.row_count if self.row_count else 1.0
 
     def check_schema(self, schema: pa.Schema) -> None:
-        """Set `id_type` and `kept_types`.
+        """Set `id_type`, `kept_types` and `pair_type`.
 
         Raises:
             InputError: if a column is missing or of a type that cannot serve.
@@ -55,6 +55,7 @@ class ColumnarInput(InputFile):
                 raise InputError(
                     f"{self.name}: pair column {columns.pair!r} has type {found}, expected string or list<string>"
                 )
+            self.pair_type = None if pa.types.is_null(found) else found
         self.id_type = None if columns.id is None else self._id_type(schema.field(columns.id).type)
         self.kept_types = tuple(self._kept_type(column, schema.field(column).type) for column in columns.kept)
 

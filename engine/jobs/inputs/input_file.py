@@ -61,9 +61,11 @@ class InputFile(ABC):
         id_type: Arrow type of the id column, or None where no id was asked for; null for a file of 0 bytes.
         kept_types: Arrow types of the carried columns, in their order.
         is_enough: set by a job whose task sees only the beginnings of long texts; rows then have no more of them.
+        pair_type: Arrow type of the pair column; None where there is none, or where a row may hold either.
     """
 
     is_enough: IsEnough | None = None
+    pair_type: pa.DataType | None = None
     id_type: pa.DataType | None
     kept_types: tuple[pa.DataType, ...]
 

@@ -64,7 +64,7 @@ def find_sources(names: Sequence[str | Path], input_format: str | None = None) -
     Raises:
         InputError: naming the source, if it does not exist, holds or matches no file, is of no known format, or if a
             file is found twice.
-        OptionError: if there is no such format.
+        OptionError: if there is no such format, or all inputs tell by their suffixes that they have another one.
     """
     if input_format is not None and input_format not in FORMATS.values():
         known = ", ".join(dict.fromkeys(FORMATS.values()))
@@ -72,6 +72,7 @@ def find_sources(names: Sequence[str | Path], input_format: str | None = None) -
     if not names:
         raise InputError("no input file given")
     sources = [source for name in names for source in _expanded(name, input_format)]
+    _check_use(sources, input_format)
     seen: set[str] = set()
     for source in sources:
         place = STANDARD_INPUT if source.is_standard_input else _place(source.path)
@@ -79,6 +80,17 @@ def find_sources(names: Sequence[str | Path], input_format: str | None = None) -
             raise InputError(f"{source.path}: given twice, expected each input once")
         seen.add(place)
     return sources
+
+
+def _check_use(sources: Sequence[Source], input_format: str | None) -> None:
+    """Whoever names a format for files of another suffix would have them read as what they did not say."""
+    if input_format is None or any(input_format == source.format for source in sources):
+        return
+    first = sources[0]
+    raise OptionError(
+        f"input format: {input_format} was asked for, but the suffix of {first.path} says {first.format}, which "
+        "counts; leave it out, or rename the file"
+    )
 
 
 def _expanded(name: str | Path, input_format: str | None) -> Iterator[Source]:
