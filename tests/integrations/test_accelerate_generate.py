@@ -87,8 +87,8 @@ def test_options_that_we_lack_are_left_to_transformers(
     assert type(found) is type(expected)
     ours, theirs = (x if isinstance(x, torch.Tensor) else x.sequences for x in (found, expected))
     assert torch.equal(ours, theirs)
-    lines = [record.getMessage() for record in caplog.records if "generate:" in record.getMessage()]
-    assert len(lines) == 1
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 1  # not one for each step, too
     assert reason in lines[0]
 
 
