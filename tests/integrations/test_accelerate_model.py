@@ -76,6 +76,13 @@ def test_it_keeps_its_class_signature_and_weights(item: ModelClass) -> None:
     assert all(torch.equal(a, b) for a, b in zip(accelerated.parameters(), model.parameters(), strict=True))
     ours = vars(accelerated)["forward"].twin.ours
     assert {id(p) for p in ours.parameters()} == {id(p) for p in accelerated.parameters()}
+    assert memory(accelerated) == memory(model)  # views of one buffer, no copy
+
+
+def memory(model: Any) -> int:
+    """Bytes of all storages, each once."""
+    storages = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in model.parameters()}
+    return sum(storages.values())
 
 
 @pytest.mark.parametrize("item", ONE_A_FAMILY, ids=str)
@@ -188,6 +195,21 @@ def test_in_training_mode_transformers_computes_and_says_so(caplog: pytest.LogCa
     assert len(calls) == 1
 
 
+def test_while_it_trains_no_copy_is_made_of_its_weights() -> None:
+    accelerated = padless.accelerate(untouched(BERT), dtype="bfloat16")
+    call, twin = call_of(BERT), vars(accelerated)["forward"].twin
+    first = twin.ours
+    for parameter in accelerated.train().parameters():
+        parameter.data.mul_(1.1)
+    accelerated(**call)
+    assert twin.ours is first
+    with torch.no_grad():
+        accelerated.eval()(**call)
+        next(accelerated.parameters()).mul_(1.1)
+        accelerated(**call)
+    assert twin.ours is not first
+
+
 def test_twice_is_once_and_what_was_not_accelerated_is_not_restored(caplog: pytest.LogCaptureFixture) -> None:
     model = untouched(BERT)
     with pytest.raises(OptionError, match="expected a model that was accelerated, got a BertForTokenClassification"):
@@ -257,3 +279,8 @@ def test_a_configuration_that_is_saved_says_what_labels_said(tmp_path: Path) -> 
     written = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("untouched", "accelerated")]
     assert written[0] == written[1]
     assert written[0]["problem_type"] == "single_label_classification"
+    # Set on the model, it counts at the next call: these labels alone would ask for another loss.
+    call["labels"] = torch.rand(len(call["labels"]), 9, generator=torch.Generator().manual_seed(1))
+    for one in (model, accelerated):
+        one.config.problem_type = "regression"
+    assert abs(accelerated(**call).loss - model(**call).loss) <= 1e-5

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import compare, generate, jobs, kernels, models, plot
+from . import accelerate_models, compare, generate, jobs, kernels, models, plot
 
 __all__ = ["app"]
 
@@ -20,5 +20,6 @@ app.command("kernels")(kernels.kernels)
 app.command("models")(models.models)
 app.command("generate")(generate.generate)
 app.command("jobs")(jobs.jobs)
+app.command("accelerate-models")(accelerate_models.accelerate_models)
 app.command("compare")(compare.compare)
 app.command("plot")(plot.plot)

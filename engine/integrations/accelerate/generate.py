@@ -47,8 +47,9 @@ class Generate:
         except NotServed as reason:
             self.twin.tell(f"generate: {reason}")
         except PadlessError as error:
-            self.twin.tell(str(error) if str(error).startswith("generate") else f"generate: {error}")
-        return self.original(*args, **kwargs)
+            self.twin.tell(f"generate: {str(error).removeprefix('generate: ')}", f"generate: {type(error).__name__}")
+        with self.twin.left_aside():
+            return self.original(*args, **kwargs)
 
     def _served(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         ours, why_not = self.twin.ready()
