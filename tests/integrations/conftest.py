@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import string
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 import transformers
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 WORDS = ("the", "sun", "stood", "still", "and", "moon", "river", "stone", "bread", "night", "bomb")
 

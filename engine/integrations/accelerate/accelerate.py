@@ -12,6 +12,8 @@ from ...errors import OptionError
 from .families import our_class
 from .forward import Forward
 from .generate import Generate
+from .sentence_models import accelerate_sentence_model, restore_sentence_model
+from .sentence_modules import kind_of
 from .refusals import check_model, check_weights, unsupported_class
 from .twin import Twin
 
@@ -46,6 +48,8 @@ def accelerate(
             or split over devices; says what to do.
         BackendError: `backend` or `deterministic` cannot be served.
     """
+    if kind_of(model) is not None:
+        return accelerate_sentence_model(model, dtype=dtype, backend=backend, deterministic=deterministic)
     if not isinstance(model, nn.Module) or our_class(model) is None:
         raise unsupported_class(model)
     name = type(model).__name__
@@ -74,6 +78,8 @@ def restore(model: Model) -> Model:
     Raises:
         OptionError: it is not accelerated.
     """
+    if kind_of(model) is not None:
+        return restore_sentence_model(model)
     forward = _forward_of(model)
     if forward is None:
         raise OptionError(f"restore: expected a model that padless.accelerate was called on, got a {type(model).__name__}")
