@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         TokenizerError,
         WeightsError,
     )
+    from .engine.integrations.accelerate.accelerate import accelerate, restore
     from .engine.loading import load
     from .engine.models.bert import (
         BertConfig,
@@ -189,8 +190,10 @@ __all__ = [
     "TokenizerError",
     "WeightsError",
     "__version__",
+    "accelerate",
     "load",
     "pipeline",
+    "restore",
 ]
 
 _NAMES_OF = {
@@ -219,6 +222,7 @@ _NAMES_OF = {
         "TokenizerError",
         "WeightsError",
     ),
+    ".engine.integrations.accelerate.accelerate": ("accelerate", "restore"),
     ".engine.loading": ("load",),
     ".engine.models.bert": (
         "BertConfig",

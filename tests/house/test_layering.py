@@ -111,7 +111,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "jobs": ("loading", "tasks", "encoder", "data", "public"),
     "integrations": ("jobs", "loading", "tasks", "encoder", "models", "data", "bind", "precision"),
     "convert": ("models", "weights", "folder", "data", "hub"),
-    "public": ("models", "folder", "encoder", "loading", "cli"),
+    "public": ("models", "folder", "encoder", "loading", "integrations", "cli"),
     "search": ("kernels", "configs", "contract", "device", "bench"),
     "bench": tuple(LAYERS),
     "cli": tuple(LAYERS),

@@ -14,6 +14,7 @@ import torch
 import transformers
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "parity"))
 
 WORDS = ("the", "sun", "stood", "still", "and", "moon", "river", "stone", "bread", "night", "bomb")
 

@@ -82,7 +82,7 @@ def restore(model: Model) -> Model:
         return restore_sentence_model(model)
     forward = _forward_of(model)
     if forward is None:
-        raise OptionError(f"restore: expected a model that padless.accelerate was called on, got a {type(model).__name__}")
+        raise OptionError(f"restore: expected a model that was accelerated, got a {type(model).__name__} that was not")
     for name in ("forward", "generate"):
         vars(model).pop(name, None)
     forward.twin.leave()

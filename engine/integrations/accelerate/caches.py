@@ -24,7 +24,7 @@ def as_their_cache(
         across: the same of the encoder's texts; None where there is no encoder.
 
     Returns:
-        An EncoderDecoderCache, or its first half where there is no encoder.
+        An EncoderDecoderCache; its second half is empty where there is no encoder.
     """
     from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
@@ -37,7 +37,7 @@ def as_their_cache(
         halves[0].update(*(_in_columns(x[rows], batch, *own) for x in (layer.keys, layer.values)), index)
         if across is not None and layer.cross is not None:
             halves[1].update(*(_in_columns(x, batch, *across) for x in layer.cross), index)
-    return halves[0] if across is None else EncoderDecoderCache(*halves)
+    return EncoderDecoderCache(*halves)
 
 
 def _in_columns(rows: Tensor, batch: int, columns: int, mask: Tensor | None) -> Tensor:

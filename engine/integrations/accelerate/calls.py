@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ...models.mobilebert import MobileBertFamily
 from ...models.modernbert import ModernBertPreTrainedModel
-from ...models.mt5 import MT5EncoderModel, MT5ForConditionalGeneration, MT5ForTokenClassification
+from ...models.mt5 import MT5ForConditionalGeneration, MT5ForTokenClassification
 from ...models.mt5_encoder import MT5Family
-from ...models.tasks import ForPreTraining, ForTokenClassification, TaskModel
+from ...models.tasks import TaskModel
 from .rows import Mask
 
 __all__ = ["Call", "NotServed", "read_call"]
@@ -76,7 +76,7 @@ def read_call(model: Any, ours: Any, known: frozenset[str], given: Mapping[str, 
         raise NotServed("it has a loss_function of its own")
     arguments = {**given, **_flags(model, given)}
     both = isinstance(ours, MT5Family) and not isinstance(ours, MT5ForTokenClassification) and hasattr(model, "decoder")
-    both = both or hasattr(ours, "transformer") and not isinstance(ours, MT5ForTokenClassification)
+    both = both or (hasattr(ours, "transformer") and not isinstance(ours, MT5ForTokenClassification))
     decodes = both or bool(getattr(model.config, "is_decoder", False))
     if not decodes:
         arguments.pop("use_cache")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -69,8 +70,19 @@ def check_model(model: Any) -> None:
             )
         if name and foreign_hooks(module):
             raise OptionError(f"accelerate: {where} has hooks, which would not be called: remove them first")
+    if _sees_ahead(model):
+        raise OptionError(
+            f"accelerate: {type(model).__name__} with is_decoder: in this version of transformers a token sees those "
+            "behind it, here it does not: upgrade transformers"
+        )
     if any(module.training for module in model.modules()):
         raise OptionError("accelerate: the model is in training mode: call model.eval() first")
+
+
+def _sees_ahead(model: Any) -> bool:
+    """Whether this is a decoder whose causal mask transformers forgot, as it did for MegatronBERT for a while."""
+    decodes = model.config.model_type == "megatron-bert" and getattr(model.config, "is_decoder", False)
+    return decodes and not hasattr(sys.modules[type(model).__module__], "create_causal_mask")
 
 
 def foreign_hooks(module: nn.Module) -> list[Any]:

@@ -72,7 +72,7 @@ class Edges(PackedBatch):
     """A packed batch that knows what stood beside its texts in the rows they came from.
 
     Attributes:
-        after: int64 `[texts]`, the id in the column behind each text; −1 where the row ends.
+        after: int64 `[texts]`, the id in the column behind each text; -1 where the row ends.
         before: the same of the column in front.
     """
 

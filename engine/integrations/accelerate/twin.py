@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from ...errors import PadlessError
-from .adopt import adopt, compute_dtype, parameters_of
 from ...models.mobilebert import MobileBertFamily
+from .adopt import adopt, compute_dtype, parameters_of
 from .rows import see_beyond_edges
 from .watch import Watch
 
@@ -110,7 +110,7 @@ class Twin:
         return self._ours
 
     def copied(self) -> int:
-        """Bytes beside the original's weights: a copy in another dtype, and what rows keep in layouts of their own."""
+        """Bytes beside the original's weights: of a copy in another dtype, of matrices in layouts that rows prepare."""
         if self._ours is None:
             return 0
         distinct = {id(p): p for p in parameters_of(self._ours).values()}
@@ -118,7 +118,8 @@ class Twin:
         prepared = 0
         for op in self._ours.bound_ops():
             if op.resolution is not None and op.resolution.prepare is not None:
-                prepared += sum(source.tensor.nbytes for source in op._sources if source.tensor is not None)
+                weights = [source.tensor for source in op._sources]
+                prepared += sum(w.nbytes for w in weights if w is not None and w.dim() > 1)
         return copy + prepared
 
     def leave(self) -> None:

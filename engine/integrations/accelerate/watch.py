@@ -52,11 +52,7 @@ class Watch:
     def unchanged(self) -> bool:
         """All modules and parameters are the same objects, and no parameter was moved or given other memory."""
         objects = self._objects()
-        return (
-            len(objects) == len(self._held)
-            and all(map(is_, objects, self._held))
-            and self._found() == self._places
-        )
+        return len(objects) == len(self._held) and all(map(is_, objects, self._held)) and self._found() == self._places
 
     def _objects(self) -> list[Any]:
         return list(chain.from_iterable(part.values() for part in self._parts))
