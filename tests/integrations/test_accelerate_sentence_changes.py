@@ -15,7 +15,7 @@ import pytest
 import torch
 from sentence_models import TEXTS, assert_packed, assert_same, loop, sentence_model, tokens_of
 from sentence_transformers import SentenceTransformer, SparseEncoder
-from sentence_transformers.sentence_transformer.modules import CNN, Dense, Normalize, Pooling
+from sentence_transformers.sentence_transformer.modules import CNN, Dense, Pooling
 from torch import nn
 
 import padless
@@ -67,7 +67,10 @@ def set_pooling(model: SentenceTransformer) -> None:
 
 CHANGES: dict[str, Callable[[SentenceTransformer], Any]] = {
     "max_seq_length": lambda model: setattr(model, "max_seq_length", 9),
-    "truncation side": lambda model: (setattr(model, "max_seq_length", 9), setattr(model.tokenizer, "truncation_side", "left")),
+    "truncation side": lambda model: (
+        setattr(model, "max_seq_length", 9),
+        setattr(model.tokenizer, "truncation_side", "left"),
+    ),
     "truncate_dim": lambda model: setattr(model, "truncate_dim", 4),
     "prompts": lambda model: (model.prompts.update(x="stone "), setattr(model, "default_prompt_name", "x")),
     "vocabulary": longer_vocabulary,

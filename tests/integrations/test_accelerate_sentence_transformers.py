@@ -192,9 +192,7 @@ def test_poolings(embedding_folder: Path, mode: Any, include_prompt: bool) -> No
     ],
     ids=["tanh", "two", "norm"],
 )
-def test_modules_behind_the_pooling(
-    embedding_folder: Path, modules: Callable[[], tuple[nn.Module, ...]]
-) -> None:
+def test_modules_behind_the_pooling(embedding_folder: Path, modules: Callable[[], tuple[nn.Module, ...]]) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(7)
         fast, plain = both(sentence_model(embedding_folder, Pooling(32, "mean"), *modules()))
@@ -211,7 +209,9 @@ def test_several_threads_at_once(model: SentenceTransformer) -> None:
     assert_packed(fast, TEXTS, times=12)
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["copy", "pickle"])
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["copy", "pickle"]
+)
 def test_copies_have_a_path_of_their_own(
     model: SentenceTransformer, copied: Callable[[SentenceTransformer], SentenceTransformer]
 ) -> None:

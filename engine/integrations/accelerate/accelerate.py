@@ -12,9 +12,9 @@ from ...errors import OptionError
 from .families import our_class
 from .forward import Forward
 from .generate import Generate
+from .refusals import check_model, check_weights, unsupported_class
 from .sentence_models import accelerate_sentence_model, restore_sentence_model
 from .sentence_modules import kind_of
-from .refusals import check_model, check_weights, unsupported_class
 from .twin import Twin
 
 __all__ = ["accelerate", "restore"]

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tokenizers import Tokenizer as RustTokenizer
 
 from ...batch import TokenizedTexts
@@ -58,7 +57,9 @@ def backend_of(tokenizer: Any) -> RustTokenizer:
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(backend, RustTokenizer):
-        raise OptionError(f"tokenizer: expected a fast one, of the tokenizers library, got a {type(tokenizer).__name__}")
+        raise OptionError(
+            f"tokenizer: expected a fast one, of the tokenizers library, got a {type(tokenizer).__name__}"
+        )
     return backend
 
 

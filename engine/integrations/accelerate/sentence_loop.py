@@ -160,7 +160,7 @@ def _check_inputs(model: Any, given: dict[str, Any]) -> int:
         raise OptionError("inputs: expected texts, got none")
     inputs = place[name]
     if model.is_singular_input(inputs):
-        as_rows([inputs])
+        as_rows([inputs.tolist() if isinstance(inputs, np.ndarray) else inputs])
         return 1
     if not isinstance(inputs, list):
         inputs = place[name] = inputs.tolist() if isinstance(inputs, np.ndarray) else list(inputs)

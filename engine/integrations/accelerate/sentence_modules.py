@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 
 from ...errors import OptionError
-from ...folders.sentence_transformer import POOLING_MODES, PoolingSpec
+from ...folders.sentence_transformer import PoolingSpec
 from .fast_tokenizer import backend_of
 
 __all__ = ["KINDS", "SentenceModules", "kind_of"]
