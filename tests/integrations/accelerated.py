@@ -54,7 +54,7 @@ def untouched(item: ModelClass, *, attention: str | None = "eager", **fields: An
         return their_model(item, fields, attention=attention)
     fields |= {"feed_forward_proj": "relu" if item.scaled else "gated-gelu", "decoder_start_token_id": 0}
     labels = {} if item.kind == "ForQuestionAnswering" else {"num_labels": 9}
-    config = transformers.T5Config(**fields, **labels, tie_word_embeddings=item.scaled)
+    config = transformers.T5Config(**{**fields, **labels, "tie_word_embeddings": item.scaled})
     with torch.random.fork_rng():
         torch.manual_seed(20261122)
         return item.theirs._from_config(config, attn_implementation=attention).eval()

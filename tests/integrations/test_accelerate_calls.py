@@ -56,11 +56,11 @@ def embedded(call: dict[str, torch.Tensor], width: int = 24) -> dict[str, Any]:
 LEFT_TO_TRANSFORMERS = {
     "holes in a window": (MODERN, "right", with_holes, {}, "attention_mask has holes"),
     "a text without a token": (MASKED, "right", without_a_token, {}, "leaves a text without a token"),
-    "a mask of pairs": (MASKED, "right", of_pairs, {}, r"attention_mask is of shape \[6, 1, 42, 42\]"),
+    "a mask of pairs": (MASKED, "right", of_pairs, {}, "attention_mask is not one value a token"),
     "labels at padding": (MASKED, "right", labelled_everywhere, {}, "labels at padding"),
     "the first column": (BERT, "left", dict, {}, "the state in the first column is read"),
     "trigrams of embeddings": (MOBILE, "right", lambda call: embedded(call, 12), {}, "inputs_embeds with padding"),
-    "a selection of states": (BERT, "right", dict, {"output_hidden_states": [0]}, r"output_hidden_states is \[0\]"),
+    "a selection of states": (BERT, "right", dict, {"output_hidden_states": [0]}, "output_hidden_states is a select"),
     "an argument we do not know": (BERT, "right", dict, {"cu_seq_lens_q": torch.zeros(1)}, "it is given cu_seq_lens_q"),
     "ids out of range": (BERT, "right", beyond_the_vocabulary, {}, "input_ids: expected 0 to 60"),
 }  # fmt: skip
@@ -152,17 +152,7 @@ def test_mobilebert_sees_the_padding_beside_a_text_as_transformers_does(side: st
     assert len(calls) == 3
 
 
-@pytest.mark.parametrize(
-    "item",
-    [
-        WRITER,
-        pytest.param(
-            CAUSAL,
-            marks=pytest.mark.skipif(not HAS_DECODER, reason="this transformers lets MegatronBERT's decoder see ahead"),
-        ),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("item", [WRITER, *([CAUSAL] if HAS_DECODER else [])], ids=str)
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_a_loop_of_its_own_goes_on_from_the_cache_that_we_return(item: ModelClass, side: str) -> None:
     model, accelerated, _ = pair(item, attention=None)

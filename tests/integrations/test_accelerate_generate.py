@@ -41,7 +41,7 @@ LEFT: dict[str, tuple[dict[str, Any], str]] = {
 }  # fmt: skip
 
 
-def both(item: ModelClass) -> tuple[Any, Any, dict[str, torch.Tensor]]:
+def both(item: ModelClass) -> tuple[Any, Any, dict[str, Any]]:
     model = untouched(item, attention=None)
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = END, 0
     call = padded_call(item, texts_for(item), "left")

@@ -76,6 +76,13 @@ def test_it_keeps_its_class_signature_and_weights(item: ModelClass) -> None:
     assert all(torch.equal(a, b) for a, b in zip(accelerated.parameters(), model.parameters(), strict=True))
     ours = vars(accelerated)["forward"].twin.ours
     assert {id(p) for p in ours.parameters()} == {id(p) for p in accelerated.parameters()}
+    assert memory(accelerated) == memory(model)  # views of one buffer, no copy
+
+
+def memory(model: Any) -> int:
+    """Bytes of all storages, each once."""
+    storages = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in model.parameters()}
+    return sum(storages.values())
 
 
 @pytest.mark.parametrize("item", ONE_A_FAMILY, ids=str)

@@ -88,7 +88,7 @@ def a_decoder(model: Any) -> Any:
 
 
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
-    "a family we lack": (other_family, "DistilBertModel is not supported; supported are those of transformers: Bert: M"),
+    "a family we lack": (other_family, "DistilBertModel is not supported; supported are those of transformers: Be"),
     "a class we lack": (other_class, "BertLMHeadModel is not supported; supported are"),
     "a class derived": (lambda: Derived(their_config(BERT, TINY["bert"])), "Derived is derived from one of"),
     "no model": (lambda: "bert-base-uncased", "str is not supported"),

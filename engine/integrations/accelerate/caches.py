@@ -34,9 +34,11 @@ def as_their_cache(
         assert layer.keys is not None and layer.values is not None  # noqa: PT018
         rows = filled.flatten().to(layer.keys.device)
         batch = len(cache.lengths)
-        halves[0].update(*(_in_columns(x[rows], batch, *own) for x in (layer.keys, layer.values)), index)
+        keys, values = (_in_columns(x[rows], batch, *own) for x in (layer.keys, layer.values))
+        halves[0].update(keys, values, index)
         if across is not None and layer.cross is not None:
-            halves[1].update(*(_in_columns(x, batch, *across) for x in layer.cross), index)
+            keys, values = (_in_columns(x, batch, *across) for x in layer.cross)
+            halves[1].update(keys, values, index)
     return EncoderDecoderCache(*halves)
 
 

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from ...models.mobilebert import MobileBertFamily
 from ...models.modernbert import ModernBertPreTrainedModel
-from ...models.mt5 import MT5ForConditionalGeneration, MT5ForTokenClassification
+from ...models.mt5 import MT5ForConditionalGeneration
 from ...models.mt5_encoder import MT5Family
+from ...models.seq2seq import EncoderDecoder
 from ...models.tasks import TaskModel
 from .rows import Mask
 
@@ -75,8 +76,7 @@ def read_call(model: Any, ours: Any, known: frozenset[str], given: Mapping[str, 
     if "labels" in given and getattr(model, "_loss_function", None) is not None:
         raise NotServed("it has a loss_function of its own")
     arguments = {**given, **_flags(model, given)}
-    both = isinstance(ours, MT5Family) and not isinstance(ours, MT5ForTokenClassification) and hasattr(model, "decoder")
-    both = both or (hasattr(ours, "transformer") and not isinstance(ours, MT5ForTokenClassification))
+    both = isinstance(getattr(ours, "base_model", None), EncoderDecoder)
     decodes = both or bool(getattr(model.config, "is_decoder", False))
     if not decodes:
         arguments.pop("use_cache")
@@ -116,7 +116,7 @@ def _flags(model: Any, given: Mapping[str, Any]) -> dict[str, bool]:
         if value is None:
             found[name] = False
         elif not isinstance(value, bool):
-            raise NotServed(f"{name} is {value!r}")
+            raise NotServed(f"{name} is a selection, not True or False")
     if found["output_attentions"] and config._attn_implementation != "eager":
         raise NotServed("attention weights are asked for, which this attn_implementation gives in its own way")
     return found
@@ -132,10 +132,10 @@ def _take_mask(arguments: dict[str, Any], name: str, *inputs: str) -> Mask | Non
             value = arguments[beside]
             shape = value.shape[:-1] if beside.endswith("embeds") else value.shape
             if mask.shape != shape:
-                raise NotServed(f"{name} is of shape {list(mask.shape)}")
+                raise NotServed(f"{name} is not one value a token")
     found = Mask.read(mask.flatten(0, -2)) if mask.dim() > 1 and mask.numel() else None
     if found is None:
-        raise NotServed(f"{name} is of shape {list(mask.shape)}")
+        raise NotServed(f"{name} is not one value a token")
     if found.empty:
         raise NotServed(f"{name} leaves a text without a token")
     if found.whole:

@@ -58,7 +58,7 @@ class Forward:
         return type(model).forward.__get__(model)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
             return self.original(*args, **kwargs)
         try:
             return self._served(args, kwargs)
@@ -66,7 +66,7 @@ class Forward:
             self.twin.tell(str(reason))
         except PadlessError as error:
             # What we refuse, transformers refuses in its own words, or computes.
-            self.twin.tell(str(error))
+            self.twin.tell(str(error), type(error).__name__)
         return self.original(*args, **kwargs)
 
     def _served(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -47,7 +47,7 @@ class Generate:
         except NotServed as reason:
             self.twin.tell(f"generate: {reason}")
         except PadlessError as error:
-            self.twin.tell(str(error) if str(error).startswith("generate") else f"generate: {error}")
+            self.twin.tell(f"generate: {str(error).removeprefix('generate: ')}", f"generate: {type(error).__name__}")
         return self.original(*args, **kwargs)
 
     def _served(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

@@ -91,10 +91,10 @@ class Twin:
             return None, "modules have hooks or a forward of their own: remove them to have padless compute"
         return self._ours, self._failure or ""
 
-    def tell(self, reason: str) -> None:
-        """One line for each reason why transformers computes."""
-        if reason not in self._told:
-            self._told.add(reason)
+    def tell(self, reason: str, kind: str | None = None) -> None:
+        """One line for each reason, or each kind of reason, why transformers computes."""
+        if (key := kind or reason) not in self._told:
+            self._told.add(key)
             name = type(self.original).__name__
             logger.warning("accelerate: %s: transformers computes this call: %s", name, reason)
 
