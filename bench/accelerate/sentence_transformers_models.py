@@ -1,7 +1,7 @@
 """`padless bench accelerate`: sentence-transformers itself, beside the same with `padless.accelerate` called on it.
 
-Texts in, vectors out, both by `SentenceTransformer.encode`; padless by its own `encode` beside them says what is left in
-the library's hands. One interleaved run, and the rules of `bench/models`: whose vectors are wrong has no figure.
+Texts in, vectors out, both by `SentenceTransformer.encode`; padless by its own `encode` beside them says what is left
+in the library's hands. One interleaved run, and the rules of `bench/models`: whose vectors are wrong has no figure.
 """
 
 from __future__ import annotations

@@ -32,14 +32,14 @@ TEXTS = [
 PAIRS = [[first, second] for first, second in zip(TEXTS, TEXTS[3:] + TEXTS[:3], strict=True)]
 
 
-def sentence_model(folder: Path, *modules: nn.Module, **options: Any) -> SentenceTransformer:
+def sentence_model(folder: Path, *modules: nn.Module, **options: Any) -> Any:
     """The transformer of a folder with modules behind it; by default mean pooling and unit length."""
     transformer = lively(Transformer(str(folder)))
     behind = modules or (Pooling(32, "mean"), Normalize())
     return SentenceTransformer(modules=[transformer, *behind], device="cpu", **options)
 
 
-def cross_encoder(folder: Path, labels: int = 1, **options: Any) -> CrossEncoder:
+def cross_encoder(folder: Path, labels: int = 1, **options: Any) -> Any:
     """A CrossEncoder on the transformer of a folder."""
     return lively(CrossEncoder(str(folder), num_labels=labels, device="cpu", **options))
 

@@ -158,10 +158,10 @@ def test_every_family(family: str, tmp_path: Path) -> None:
     if family != "mt5":
         fields = {**SIZES, **fields, **(SMALL_MOBILEBERT if family == "mobilebert" else {})}
     write_seeded(family, tmp_path / family, fields)
-    plain = SentenceTransformer(str(tmp_path / family), device="cpu")
+    plain: Any = SentenceTransformer(str(tmp_path / family), device="cpu")
     fast = padless.accelerate(copy.deepcopy(plain))
     # The trigrams of MobileBERT see the padding of their batch; a text by itself has none, and is what we compute.
-    alone = {"batch_size": 1} if family == "mobilebert" else {}
+    alone: dict[str, Any] = {"batch_size": 1} if family == "mobilebert" else {}
     assert_same(fast.encode(TEXTS), plain.encode(TEXTS, **alone))
     assert_packed(fast, TEXTS)
     assert_same(

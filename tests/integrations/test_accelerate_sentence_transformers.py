@@ -21,6 +21,7 @@ from torch import nn
 
 import padless
 from padless.bench.workloads import default_model, news, verses
+from padless.engine.integrations.accelerate.sentence_packed import PackedModel
 
 MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 
@@ -37,30 +38,30 @@ def real_texts(count: int) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def minilm() -> SentenceTransformer:
+def minilm() -> Any:
     return SentenceTransformer(str(default_model()), device="cpu")
 
 
 @pytest.fixture
-def model(embedding_folder: Path) -> SentenceTransformer:
+def model(embedding_folder: Path) -> Any:
     return sentence_model(embedding_folder, prompts={"query": "the moon ", "document": ""})
 
 
-def both(model: SentenceTransformer) -> tuple[SentenceTransformer, SentenceTransformer]:
+def both(model: Any) -> tuple[Any, Any]:
     """The model accelerated, and a copy of it as it was."""
     return padless.accelerate(copy.deepcopy(model)), model
 
 
-def test_real_texts_have_the_same_vectors_in_order(minilm: SentenceTransformer) -> None:
+def test_real_texts_have_the_same_vectors_in_order(minilm: Any) -> None:
     check_real_texts(minilm, 200)
 
 
 @pytest.mark.soak
-def test_2000_real_texts_have_the_same_vectors_in_order(minilm: SentenceTransformer) -> None:
+def test_2000_real_texts_have_the_same_vectors_in_order(minilm: Any) -> None:
     check_real_texts(minilm, 2000)
 
 
-def check_real_texts(minilm: SentenceTransformer, count: int) -> None:
+def check_real_texts(minilm: Any, count: int) -> None:
     fast, plain = both(minilm)
     texts = real_texts(count)
     found, expected = fast.encode(texts), plain.encode(texts)
@@ -71,7 +72,7 @@ def check_real_texts(minilm: SentenceTransformer, count: int) -> None:
     assert loop(fast).stats.tokens < loop(fast).stats.padded_tokens
 
 
-def test_bfloat16_points_the_same_way_and_keeps_the_weights(minilm: SentenceTransformer) -> None:
+def test_bfloat16_points_the_same_way_and_keeps_the_weights(minilm: Any) -> None:
     fast = padless.accelerate(copy.deepcopy(minilm), dtype="bfloat16")
     texts = real_texts(20)
     found, expected = fast.encode(texts), minilm.encode(texts)
@@ -107,7 +108,7 @@ def test_bfloat16_points_the_same_way_and_keeps_the_weights(minilm: SentenceTran
     ],
     ids=str,
 )
-def test_arguments_of_encode(model: SentenceTransformer, options: dict[str, Any]) -> None:
+def test_arguments_of_encode(model: Any, options: dict[str, Any]) -> None:
     fast, plain = both(model)
     assert_same(fast.encode(TEXTS, **options), plain.encode(TEXTS, **options))
     assert not loop(fast).fallbacks
@@ -115,7 +116,7 @@ def test_arguments_of_encode(model: SentenceTransformer, options: dict[str, Any]
 
 
 @pytest.mark.parametrize("precision", ["int8", "uint8"])
-def test_integers_are_of_the_same_buckets(model: SentenceTransformer, precision: str) -> None:
+def test_integers_are_of_the_same_buckets(model: Any, precision: str) -> None:
     fast, plain = both(model)
     found, expected = (each.encode(TEXTS, precision=precision) for each in (fast, plain))
     assert found.dtype == expected.dtype
@@ -139,7 +140,7 @@ def test_integers_are_of_the_same_buckets(model: SentenceTransformer, precision:
     ],
     ids=["text", "empty", "none", "one", "tuple", "array", "pairs", "long pair"],
 )
-def test_kinds_of_inputs(model: SentenceTransformer, inputs: Any) -> None:
+def test_kinds_of_inputs(model: Any, inputs: Any) -> None:
     fast, plain = both(model)
     assert_same(fast.encode(inputs), plain.encode(inputs))
     assert not loop(fast).fallbacks
@@ -147,14 +148,14 @@ def test_kinds_of_inputs(model: SentenceTransformer, inputs: Any) -> None:
     assert loop(fast).stats.tokens == tokens_of(fast, rows)
 
 
-def test_other_names_of_the_inputs(model: SentenceTransformer) -> None:
+def test_other_names_of_the_inputs(model: Any) -> None:
     fast, plain = both(model)
     assert_same(fast.encode(sentences=TEXTS), plain.encode(sentences=TEXTS))
     assert_same(fast.encode(inputs=TEXTS), plain.encode(inputs=TEXTS))
     assert_packed(fast, TEXTS, times=2)
 
 
-def test_queries_and_documents(model: SentenceTransformer) -> None:
+def test_queries_and_documents(model: Any) -> None:
     fast, plain = both(model)
     for name in ("encode_query", "encode_document"):
         assert_same(getattr(fast, name)(TEXTS), getattr(plain, name)(TEXTS))
@@ -162,7 +163,7 @@ def test_queries_and_documents(model: SentenceTransformer) -> None:
     assert not loop(fast).fallbacks
 
 
-def test_wrong_arguments_are_refused_as_before(model: SentenceTransformer) -> None:
+def test_wrong_arguments_are_refused_as_before(model: Any) -> None:
     fast, plain = both(model)
     for options in ({"batch_size": 0}, {"precision": "int4"}, {"prompt_name": "nobody"}, {"nothing": 1}):
         messages = []
@@ -200,7 +201,23 @@ def test_modules_behind_the_pooling(embedding_folder: Path, modules: Callable[[]
     assert_packed(fast, TEXTS)
 
 
-def test_several_threads_at_once(model: SentenceTransformer) -> None:
+@pytest.mark.parametrize(("asked", "most"), [(5, 5), (1, 1), (None, 60)], ids=str)
+def test_batches_are_no_larger_than_asked_for(
+    model: Any, asked: int | None, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without being asked for anything, the token budget alone makes the batches."""
+    sizes: list[int] = []
+    compute = PackedModel.compute
+    monkeypatch.setattr(
+        PackedModel, "compute", lambda self, batch, prompt: sizes.append(len(batch)) or compute(self, batch, prompt)
+    )
+    fast = padless.accelerate(model)
+    fast.encode(["moon"] * 60, **({} if asked is None else {"batch_size": asked}))
+    assert max(sizes) == most
+    assert sum(sizes) == 60
+
+
+def test_several_threads_at_once(model: Any) -> None:
     fast, plain = both(model)
     expected = plain.encode(TEXTS)
     with ThreadPoolExecutor(4) as pool:
@@ -212,9 +229,7 @@ def test_several_threads_at_once(model: SentenceTransformer) -> None:
 @pytest.mark.parametrize(
     "copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["copy", "pickle"]
 )
-def test_copies_have_a_path_of_their_own(
-    model: SentenceTransformer, copied: Callable[[SentenceTransformer], SentenceTransformer]
-) -> None:
+def test_copies_have_a_path_of_their_own(model: Any, copied: Callable[[Any], Any]) -> None:
     fast, plain = both(model)
     fast.encode(TEXTS[:3])
     other = copied(fast)
@@ -225,7 +240,7 @@ def test_copies_have_a_path_of_their_own(
     assert loop(fast).stats.texts == 3
 
 
-def test_processes_of_a_pool_run_our_path(model: SentenceTransformer) -> None:
+def test_processes_of_a_pool_run_our_path(model: Any) -> None:
     """A lone surrogate is what the tokenizer of the library's loop raises on and ours repairs: a text that has one
     comes back only from a process that runs our path."""
     fast, plain = both(model)

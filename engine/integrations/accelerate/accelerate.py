@@ -27,13 +27,13 @@ logger = logging.getLogger(__name__)
 def accelerate(
     model: Model, *, dtype: str | torch.dtype | None = None, backend: str = "auto", deterministic: bool = False
 ) -> Model:
-    """Have padless compute what a model of transformers is called for, without padding.
+    """Have padless compute what a model of transformers or sentence-transformers is called for, without padding.
 
     The model stays what it is: its class, configuration, parameters, outputs, `save_pretrained` and `generate`. Calls
     that padless does not serve go to transformers, with one log line for each reason. docs/accelerate.md says which.
 
     Args:
-        model: a model of transformers in evaluation mode; changed in place.
+        model: a model of transformers in evaluation mode, a SentenceTransformer or a CrossEncoder; changed in place.
         dtype: what to compute in, "float32", "bfloat16", "float16" or "auto" for the fastest here; None is what the
             weights are, which are then shared. Another one keeps a copy; outputs have the model's own dtype all the
             same.

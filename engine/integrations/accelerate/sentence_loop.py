@@ -13,7 +13,6 @@ import inspect
 import logging
 import sys
 import threading
-import weakref
 from collections import Counter
 from typing import Any
 
@@ -63,17 +62,15 @@ class SentenceLoop:
     """
 
     def __init__(self, model: Any, *, backend: str = "auto", deterministic: bool = False) -> None:
-        # A reference that counted would keep the model's memory until the garbage collector comes by.
-        self._model = weakref.ref(model)
+        self._model = model
         self._options = {"backend": backend, "deterministic": deterministic}
         self._start()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"model": self._model(), "options": self._options}
+        return {"_model": self._model, "_options": self._options}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._model = weakref.ref(state["model"])
-        self._options = state["options"]
+        self.__dict__.update(state)
         self._start()
 
     def _start(self) -> None:
@@ -85,34 +82,34 @@ class SentenceLoop:
         self._packed: PackedModel | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        model = self._model()
+        model = self._model
         own = getattr(type(model), loop_name(model))
         call = _signature(own).bind_partial(model, *args, **kwargs)
         given = call.arguments
         if given.get("pool") is not None or isinstance(given.get("device"), list):
             return own(model, *args, **kwargs)  # the processes that it starts come here themselves
-        try:
-            texts = _check_inputs(model, given)
-            _check_call(model, given)
-            if model.training:
-                model.eval()  # as the library does, only later
-            self.current(model)
-            reason = None
-        except OptionError as error:
-            reason = str(error)
+        reason = self._why_not(given)
         if reason is not None:
             self._fall_back(reason)
             return own(*call.args, **call.kwargs)
         asked = given.get("batch_size", USUAL_BATCH)
-        with tqdm(total=texts, unit="text", disable=not _shows_bar(own, given)) as bar:
+        with tqdm(unit="text", disable=not _shows_bar(own, given)) as bar:
+
+            def begun(texts: int) -> None:
+                bar.reset(texts)
+
+            def done(texts: int, tokens: int) -> None:
+                bar.update(texts)
+
             stand_in = PackedCall(
                 model,
-                lambda: self.current(model),
+                self.current,
                 self._tokenizer,
                 self._workers,
                 batch_size=None if asked == USUAL_BATCH else asked,
                 token_embeddings=given.get("output_value") == "token_embeddings",
-                on_batch=lambda texts, _: bar.update(texts),
+                on_begin=begun,
+                on_batch=done,
             )
             given.update(self=stand_in, show_progress_bar=False)
             if asked > 0:  # what is not is the library's to refuse
@@ -122,13 +119,25 @@ class SentenceLoop:
             self.stats.add(stand_in.stats)
         return result
 
-    def current(self, model: Any) -> PackedModel:
+    def _why_not(self, given: dict[str, Any]) -> str | None:
+        """What keeps a call from our path."""
+        try:
+            _check_inputs(self._model, given)
+            _check_call(self._model, given)
+            if self._model.training:
+                self._model.eval()  # as the library does, only later
+            self.current()
+        except OptionError as error:
+            return str(error)
+        return None
+
+    def current(self) -> PackedModel:
         """Our side of the model as it is now.
 
         Raises:
             OptionError: what it is now is not computed by padless; says why.
         """
-        modules = SentenceModules.of(model)
+        modules = SentenceModules.of(self._model)
         with torch.inference_mode(False), torch.no_grad():
             forward = vars(modules.hf_model).get("forward")
             if not isinstance(forward, Forward):
@@ -149,8 +158,8 @@ class SentenceLoop:
             logger.warning("accelerate: a call is served batch by batch by sentence-transformers itself: %s", reason)
 
 
-def _check_inputs(model: Any, given: dict[str, Any]) -> int:
-    """How many texts or pairs there are; an iterable is made a list, in its place.
+def _check_inputs(model: Any, given: dict[str, Any]) -> None:
+    """An iterable is made a list, in its place.
 
     Raises:
         OptionError: they are none that padless reads.
@@ -161,11 +170,10 @@ def _check_inputs(model: Any, given: dict[str, Any]) -> int:
     inputs = place[name]
     if model.is_singular_input(inputs):
         as_rows([inputs.tolist() if isinstance(inputs, np.ndarray) else inputs])
-        return 1
+        return
     if not isinstance(inputs, list):
         inputs = place[name] = inputs.tolist() if isinstance(inputs, np.ndarray) else list(inputs)
     as_rows(inputs)
-    return len(inputs)
 
 
 def _check_call(model: Any, given: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ...errors import OptionError
+from ...errors import OptionError, PadlessError
 from .forward import Forward
 from .sentence_loop import SentenceLoop, loop_name, loop_of
 from .sentence_modules import SentenceModules
@@ -32,15 +32,24 @@ def accelerate_sentence_model(
         OptionError: it has a module that padless does not compute, or one that cannot be accelerated; names it.
         BackendError: `backend` or `deterministic` cannot be served.
     """
-    from .accelerate import accelerate
+    from .accelerate import accelerate, restore
 
-    modules = SentenceModules.of(model)
+    try:
+        modules = SentenceModules.of(model)
+    except OptionError as error:
+        raise OptionError(f"accelerate: {error}") from None
     if loop_of(model) is not None:
         name = type(model).__name__
         logger.warning("accelerate: %s is accelerated already; to change how, restore it first", name)
         return model
-    accelerate(modules.hf_model, dtype=dtype, backend=backend, deterministic=deterministic)
-    setattr(model, loop_name(model), SentenceLoop(model, backend=backend, deterministic=deterministic))
+    hf_model = accelerate(modules.hf_model, dtype=dtype, backend=backend, deterministic=deterministic)
+    loop = SentenceLoop(model, backend=backend, deterministic=deterministic)
+    try:
+        loop.current()
+    except PadlessError:
+        restore(hf_model)
+        raise
+    setattr(model, loop_name(model), loop)
     return model
 
 

@@ -72,9 +72,9 @@ class SentenceModules:
         kind = kind_of(model)
         _check_methods(model)
         first, *others = model.named_children()
-        _check_kind(first, ("Transformer",))
+        _check_kind(first, "Transformer")
         transformer: Any = first[1]
-        gives = transformer.module_output_name
+        gives = getattr(transformer, "module_output_name", "token_embeddings")
         if gives not in GIVES or (gives == "scores" and others):
             behind = ", ".join(type(module).__name__ for _, module in others) or "nothing"
             raise _refused(first, f"gives {gives!r} and has {behind} behind it")
@@ -85,11 +85,11 @@ class SentenceModules:
         if not others:
             raise _refused(first, "has no Pooling behind it")
         pooling, *rest = others
-        _check_kind(pooling, ("Pooling",))
+        _check_kind(pooling, "Pooling")
         _check_calls(pooling)
         known = {"sentence_embedding"}
         for place in rest:
-            _check_kind(place, AFTER_POOLING)
+            _check_kind(place, *AFTER_POOLING)
             _check_features(place, known)
         if output not in known:
             raise _refused(others[-1], f"is the last one, and none gives {output!r}")
@@ -124,21 +124,22 @@ def _check_methods(model: Any) -> None:
         method = getattr(type(model), name, None)
         module = getattr(method, "__module__", None) or ""
         if method is not None and not module.startswith((LIBRARY, "torch.")):
-            raise OptionError(f"{type(model).__name__}: has a {name} of its own: {INSTEAD}")
+            raise OptionError(f"{type(model).__name__}: defines {name} itself; {INSTEAD}")
     if hidden := {"forward", "preprocess", "tokenize"} & vars(model).keys():
-        raise OptionError(f"{type(model).__name__}: its {hidden.pop()} was replaced: {INSTEAD}")
+        raise OptionError(f"{type(model).__name__}: its {hidden.pop()} was replaced; {INSTEAD}")
     _check_calls((type(model).__name__, model))
 
 
-def _check_kind(place: Place, kinds: tuple[str, ...]) -> None:
+def _check_kind(place: Place, *kinds: str) -> None:
     found = type(place[1])
     if not found.__module__.startswith(LIBRARY) or found.__name__ not in kinds:
-        expected = f"{', '.join(kinds[:-1])} or {kinds[-1]}" if len(kinds) > 1 else kinds[0]
-        raise _refused(place, f"is where padless knows {expected}")
+        raise _refused(place, f"is where padless knows {' or '.join(kinds)}")
 
 
 def _check_transformer(place: Place, task: str, field: str) -> None:
     transformer: Any = place[1]
+    if not hasattr(transformer, "modality_config"):
+        raise _refused(place, "is of sentence-transformers before version 6")
     if transformer.transformer_task != task:
         raise _refused(place, f"is made for {transformer.transformer_task!r}, expected {task!r}")
     if transformer.backend != "torch":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from ...ops.bind import BoundOp
 from ...streaming.prefetch import Workers
 from ...streaming.stream import EncodeStats, encode_stream
 from ...tasks.task import Loaded
+from ...tokenizer import Tokenizer
 from .fast_tokenizer import FollowedTokenizer, RowTokenizer, as_rows, limit_of, limited
 from .sentence_modules import SentenceModules
 
@@ -97,6 +98,7 @@ class PackedCall:
         batch_size: most texts in a batch, or None.
         token_embeddings: vectors of tokens are asked for, not of texts.
         stats: of this call.
+        on_begin: called with the number of texts.
         on_batch: called with (texts, tokens) after each batch.
     """
 
@@ -106,6 +108,7 @@ class PackedCall:
     workers: Workers
     batch_size: int | None
     token_embeddings: bool
+    on_begin: Callable[[int], None]
     on_batch: Callable[[int, int], None]
     stats: EncodeStats = field(default_factory=EncodeStats)
 
@@ -121,10 +124,11 @@ class PackedCall:
         # The loop runs in inference mode, whose tensors could not be weights of a model that is trained later.
         with torch.inference_mode(False), torch.no_grad():
             packed = self.current()
-            rows = self._row_tokenizer(packed)
+            tokenizer = self._row_tokenizer(packed)
+            self.on_begin(len(features["rows"]))
             if self.token_embeddings:
-                return self._tokens(packed, rows, **features)
-            return {packed.library.output: self._vectors(packed, rows, **features)}
+                return self._tokens(packed, tokenizer, **features)
+            return {packed.library.output: self._vectors(packed, tokenizer, **features)}
 
     def _vectors(self, packed: PackedModel, tokenizer: RowTokenizer, rows: list[Any], prompt: str) -> Tensor:
         """`[texts, width]` on the device, in the dtype of the library's modules."""
@@ -141,7 +145,7 @@ class PackedCall:
         vectors = torch.empty(0, 0)
         for batch in encode_stream(
             rows,
-            tokenizer,
+            cast(Tokenizer, tokenizer),
             run,
             workers=self.workers,
             prompt=prompt,
@@ -160,7 +164,7 @@ class PackedCall:
         """A tensor `[tokens, hidden]` for each text, in the two entries that the loop reads: without padding."""
         found = token_vectors(
             rows,
-            tokenizer,
+            cast(Tokenizer, tokenizer),
             lambda batch: packed.model.run(batch.to(packed.device)),
             prompt=prompt,
             token_budget=tokenizer.loaded.token_budget,
