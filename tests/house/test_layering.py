@@ -109,7 +109,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "loading": ("tasks", "encoder", "models", "graphs", "dispatch", "data", "weights", "hub", "precision", "folder"),
     "warmup": ("encoder", "graphs", "data"),
     "jobs": ("loading", "tasks", "encoder", "data", "public"),
-    "integrations": ("jobs", "loading", "tasks", "encoder", "models", "data", "bind", "precision"),
+    "integrations": ("jobs", "loading", "tasks", "encoder", "models", "graphs", "data", "bind", "precision", "folder"),
     "convert": ("models", "weights", "folder", "data", "hub"),
     "public": ("models", "folder", "encoder", "loading", "integrations", "cli"),
     "search": ("kernels", "configs", "contract", "device", "bench"),
