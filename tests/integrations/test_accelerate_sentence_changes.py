@@ -104,6 +104,16 @@ def test_changes_are_seen(fast: Any, plain: Any, change: str) -> None:
     assert loop(fast).stats.texts == 2 * len(TEXTS)
 
 
+def test_weights_that_were_moved_between_calls_can_be_trained(fast: Any, plain: Any) -> None:
+    """They are shared anew inside a call of the library, which is in inference mode."""
+    for model in (fast, plain):
+        model.to(torch.bfloat16).to(torch.float32)
+        model.encode(TEXTS)
+        trained(model)
+    assert_same(fast.encode(TEXTS), plain.encode(TEXTS))
+    assert not loop(fast).fallbacks
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_model_in_another_dtype_gives_vectors_of_it(fast: Any, plain: Any, dtype: torch.dtype) -> None:
     expected = plain.encode(TEXTS)

@@ -169,3 +169,12 @@ def test_every_family(family: str, tmp_path: Path) -> None:
         plain.encode(TEXTS, output_value="token_embeddings", **alone),
     )
     assert not loop(fast).fallbacks
+    # The library encodes in inference mode; what that leaves behind must not be in a gradient's way.
+    gradients = []
+    for model in (fast, plain):
+        model(model.preprocess(TEXTS[:1]))["sentence_embedding"].sum().backward()
+        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+    assert len(gradients[0]) == len(gradients[1]) > 0
+    scale = max(float(gradient.abs().max()) for gradient in gradients[1])
+    for found, expected in zip(*gradients, strict=True):
+        assert (found - expected).abs().max() <= 1e-4 * scale

@@ -93,6 +93,7 @@ class SentenceLoop:
             self._fall_back(reason)
             return own(*call.args, **call.kwargs)
         asked = given.get("batch_size", USUAL_BATCH)
+        stats = EncodeStats()
         with tqdm(unit="text", disable=not _shows_bar(own, given)) as bar:
 
             def begun(texts: int) -> None:
@@ -108,6 +109,7 @@ class SentenceLoop:
                 self._workers,
                 batch_size=None if asked == USUAL_BATCH else asked,
                 token_embeddings=given.get("output_value") == "token_embeddings",
+                stats=stats,
                 on_begin=begun,
                 on_batch=done,
             )
@@ -116,7 +118,7 @@ class SentenceLoop:
                 given["batch_size"] = sys.maxsize
             result = own(*call.args, **call.kwargs)
         with self._lock:
-            self.stats.add(stand_in.stats)
+            self.stats.add(stats)
         return result
 
     def _why_not(self, given: dict[str, Any]) -> str | None:
@@ -138,6 +140,7 @@ class SentenceLoop:
             OptionError: what it is now is not computed by padless; says why.
         """
         modules = SentenceModules.of(self._model)
+        # The library calls this in inference mode, whose tensors could not be weights of a model that is trained later.
         with torch.inference_mode(False), torch.no_grad():
             forward = vars(modules.hf_model).get("forward")
             if not isinstance(forward, Forward):

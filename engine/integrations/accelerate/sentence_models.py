@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ...errors import OptionError, PadlessError
+from ...errors import OptionError
 from .forward import Forward
 from .sentence_loop import SentenceLoop, loop_name, loop_of
 from .sentence_modules import SentenceModules
@@ -32,7 +32,7 @@ def accelerate_sentence_model(
         OptionError: it has a module that padless does not compute, or one that cannot be accelerated; names it.
         BackendError: `backend` or `deterministic` cannot be served.
     """
-    from .accelerate import accelerate, restore
+    from .accelerate import accelerate
 
     try:
         modules = SentenceModules.of(model)
@@ -42,14 +42,8 @@ def accelerate_sentence_model(
         name = type(model).__name__
         logger.warning("accelerate: %s is accelerated already; to change how, restore it first", name)
         return model
-    hf_model = accelerate(modules.hf_model, dtype=dtype, backend=backend, deterministic=deterministic)
-    loop = SentenceLoop(model, backend=backend, deterministic=deterministic)
-    try:
-        loop.current()
-    except PadlessError:
-        restore(hf_model)
-        raise
-    setattr(model, loop_name(model), loop)
+    accelerate(modules.hf_model, dtype=dtype, backend=backend, deterministic=deterministic)
+    setattr(model, loop_name(model), SentenceLoop(model, backend=backend, deterministic=deterministic))
     return model
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -52,15 +51,9 @@ class PackedModel:
                 pool.bind(self.device, model.dtype, backend=backend, deterministic=deterministic)
 
     def serves(self, model: Any, modules: SentenceModules) -> bool:
-        """Whether this is still what would be made of these."""
+        """Whether this is still what would be made of these; where they are and in which dtype, `model` stands for."""
         spec = None if modules.pooling is None else modules.pooling_spec()
-        return (
-            self.model is model
-            and self.library == modules
-            and self.spec == spec
-            and self.device == model.device
-            and self.dtype == modules.hf_model.dtype
-        )
+        return self.model is model and self.library == modules and self.spec == spec
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:
@@ -84,36 +77,44 @@ class PackedModel:
         return self.library.after_pooling(pooled.to(self.dtype)).float()
 
 
-@dataclass
 class PackedCall:
     """Stands in for the library's model inside its own loop, whose only batch then holds all texts.
 
-    What the loop asks for beyond that is the model's own.
-
-    Attributes:
-        model: of the library.
-        current: our side of the model as it is when the texts come: the loop may move it first.
-        tokenizer: of all calls of the model.
-        workers: threads for the batches on a CPU.
-        batch_size: most texts in a batch, or None.
-        token_embeddings: vectors of tokens are asked for, not of texts.
-        stats: of this call.
-        on_begin: called with the number of texts.
-        on_batch: called with (texts, tokens) after each batch.
+    What the loop asks for beyond that is the model's own, so that names of its attributes are not ours to have.
     """
 
-    model: Any
-    current: Callable[[], PackedModel]
-    tokenizer: FollowedTokenizer
-    workers: Workers
-    batch_size: int | None
-    token_embeddings: bool
-    on_begin: Callable[[int], None]
-    on_batch: Callable[[int, int], None]
-    stats: EncodeStats = field(default_factory=EncodeStats)
+    def __init__(
+        self,
+        model: Any,
+        current: Callable[[], PackedModel],
+        tokenizer: FollowedTokenizer,
+        workers: Workers,
+        *,
+        batch_size: int | None,
+        token_embeddings: bool,
+        stats: EncodeStats,
+        on_begin: Callable[[int], None],
+        on_batch: Callable[[int, int], None],
+    ) -> None:
+        """Nothing is computed yet.
+
+        Args:
+            model: of the library.
+            current: our side of the model as it is when the texts come: the loop may move it first.
+            tokenizer: of all calls of the model.
+            workers: threads for the batches on a CPU.
+            batch_size: most texts in a batch, or None.
+            token_embeddings: vectors of tokens are asked for, not of texts.
+            stats: counters to add to.
+            on_begin: called with the number of texts.
+            on_batch: called with (texts, tokens) after each batch.
+        """
+        self._model, self._current, self._tokenizer, self._workers = model, current, tokenizer, workers
+        self._batch_size, self._token_embeddings, self._stats = batch_size, token_embeddings, stats
+        self._on_begin, self._on_batch = on_begin, on_batch
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.model, name)
+        return getattr(self._model, name)
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **_: Any) -> dict[str, Any]:
         """The texts as they are: they are tokenised while others are computed."""
@@ -121,16 +122,14 @@ class PackedCall:
 
     def __call__(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
         """What the library's modules would have given for all texts at once."""
-        # The loop runs in inference mode, whose tensors could not be weights of a model that is trained later.
-        with torch.inference_mode(False), torch.no_grad():
-            packed = self.current()
-            tokenizer = self._row_tokenizer(packed)
-            self.on_begin(len(features["rows"]))
-            if self.token_embeddings:
-                return self._tokens(packed, tokenizer, **features)
-            return {packed.library.output: self._vectors(packed, tokenizer, **features)}
+        packed = self._current()
+        tokenizer = self._row_tokenizer(packed)
+        self._on_begin(len(features["rows"]))
+        if self._token_embeddings:
+            return self._of_tokens(packed, tokenizer, **features)
+        return {packed.library.output: self._of_texts(packed, tokenizer, **features)}
 
-    def _vectors(self, packed: PackedModel, tokenizer: RowTokenizer, rows: list[Any], prompt: str) -> Tensor:
+    def _of_texts(self, packed: PackedModel, tokenizer: RowTokenizer, rows: list[Any], prompt: str) -> Tensor:
         """`[texts, width]` on the device, in the dtype of the library's modules."""
         graphs = packed.graphs if wanted("auto", packed.device) else None
         leading = tokenizer.loaded.tokenizer.prompt_tokens(prompt) if prompt else 0
@@ -147,20 +146,20 @@ class PackedCall:
             rows,
             cast(Tokenizer, tokenizer),
             run,
-            workers=self.workers,
+            workers=self._workers,
             prompt=prompt,
             device=packed.device,
             token_budget=tokenizer.loaded.token_budget,
-            batch_size=self.batch_size,
-            stats=self.stats,
+            batch_size=self._batch_size,
+            stats=self._stats,
         ):
             if not len(vectors):
                 vectors = torch.empty(len(rows), batch.vectors.shape[1])
             vectors[torch.from_numpy(batch.rows)] = batch.vectors
-            self.on_batch(len(batch.rows), batch.tokens)
+            self._on_batch(len(batch.rows), batch.tokens)
         return vectors.to(packed.device, packed.dtype)
 
-    def _tokens(self, packed: PackedModel, tokenizer: RowTokenizer, rows: list[Any], prompt: str) -> dict[str, Any]:
+    def _of_tokens(self, packed: PackedModel, tokenizer: RowTokenizer, rows: list[Any], prompt: str) -> dict[str, Any]:
         """A tensor `[tokens, hidden]` for each text, in the two entries that the loop reads: without padding."""
         found = token_vectors(
             rows,
@@ -168,9 +167,9 @@ class PackedCall:
             lambda batch: packed.model.run(batch.to(packed.device)),
             prompt=prompt,
             token_budget=tokenizer.loaded.token_budget,
-            batch_size=self.batch_size,
-            stats=self.stats,
-            on_batch=self.on_batch,
+            batch_size=self._batch_size,
+            stats=self._stats,
+            on_batch=self._on_batch,
         )
         return {
             "token_embeddings": [vectors.to(packed.device, packed.dtype) for vectors in found],
@@ -183,7 +182,7 @@ class PackedCall:
         spelling = packed.library.tokenizer
         loaded = Loaded(
             model=packed.model,
-            tokenizer=limited(self.tokenizer.of(spelling), limit_of(spelling)),
+            tokenizer=limited(self._tokenizer.of(spelling), limit_of(spelling)),
             spelling=spelling,
             folder=Path(getattr(spelling, "name_or_path", "")),
             device=packed.device,
