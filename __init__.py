@@ -28,18 +28,22 @@ if TYPE_CHECKING:
         AutoModelForTokenClassification,
     )
     from .engine.embedding.encoder import Encoder
+    from .engine.embedding.quantisation import quantize_embeddings
     from .engine.errors import (
         BackendError,
         ConfigError,
         InputError,
         JobError,
+        MemoryLimitError,
         ModelNotFoundError,
+        NotFiniteError,
         OptionError,
         PadlessError,
         TokenizerError,
         WeightsError,
     )
     from .engine.integrations.accelerate.accelerate import accelerate, restore
+    from .engine.integrations.attention_interface import register_attention
     from .engine.loading import load
     from .engine.models.bert import (
         BertConfig,
@@ -162,6 +166,7 @@ __all__ = [
     "MegatronBertForSequenceClassification",
     "MegatronBertForTokenClassification",
     "MegatronBertModel",
+    "MemoryLimitError",
     "MobileBertConfig",
     "MobileBertForMaskedLM",
     "MobileBertForMultipleChoice",
@@ -181,6 +186,7 @@ __all__ = [
     "ModernBertForSequenceClassification",
     "ModernBertForTokenClassification",
     "ModernBertModel",
+    "NotFiniteError",
     "OptionError",
     "PadlessError",
     "PreTrainedTokenizerFast",
@@ -193,6 +199,8 @@ __all__ = [
     "accelerate",
     "load",
     "pipeline",
+    "quantize_embeddings",
+    "register_attention",
     "restore",
 ]
 
@@ -211,18 +219,22 @@ _NAMES_OF = {
         "AutoModelForTokenClassification",
     ),
     ".engine.embedding.encoder": ("Encoder",),
+    ".engine.embedding.quantisation": ("quantize_embeddings",),
     ".engine.errors": (
         "BackendError",
         "ConfigError",
         "InputError",
         "JobError",
+        "MemoryLimitError",
         "ModelNotFoundError",
+        "NotFiniteError",
         "OptionError",
         "PadlessError",
         "TokenizerError",
         "WeightsError",
     ),
     ".engine.integrations.accelerate.accelerate": ("accelerate", "restore"),
+    ".engine.integrations.attention_interface": ("register_attention",),
     ".engine.loading": ("load",),
     ".engine.models.bert": (
         "BertConfig",

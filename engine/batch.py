@@ -8,6 +8,7 @@ Lengths stay on the host beside their device copy, so nothing in the hot path wa
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -47,6 +48,11 @@ class TokenizedTexts:
         return np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)])
 
 
+def _new_memo() -> Memo:
+    # A function: torch.compile follows no class that a dataclass calls.
+    return Memo()
+
+
 @dataclass(frozen=True)
 class PackedBatch:
     """What a model runs on. Passed explicitly; there is no global context.
@@ -71,7 +77,16 @@ class PackedBatch:
     lengths: Tensor
     max_seqlen: int
     spans: Tensor | None = None
-    memo: Memo = field(default_factory=Memo, init=False, repr=False, compare=False)
+    memo: Memo = field(default_factory=_new_memo, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # For torch.compile, where it is in use: one graph for all batches, whatever their numbers of tokens and texts.
+        dynamo = sys.modules.get("torch._dynamo")
+        if dynamo is None or torch.compiler.is_compiling():
+            return
+        for tensor in (self.input_ids, self.position_ids, self.token_type_ids, self.cu_seqlens, self.lengths):
+            if tensor is not None:
+                dynamo.maybe_mark_dynamic(tensor, 0)
 
     @property
     def tokens(self) -> int:

@@ -121,6 +121,8 @@ class Impl:
         deterministic: whether a text's bits are independent of its neighbours.
         just_in_time: its code is compiled at the first call, which can fail where every requirement is met: no C
             compiler, a driver too old. Under "auto" the next row then takes over.
+        traceable: whether torch.compile and torch.export can follow it, or see one operator. While they trace, the
+            differentiable row stands in for one that says no.
     """
 
     name: str
@@ -129,6 +131,7 @@ class Impl:
     differentiable: bool = False
     deterministic: bool = False
     just_in_time: bool = False
+    traceable: bool = True
 
 
 def _installed(package: str) -> bool:

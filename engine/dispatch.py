@@ -31,12 +31,18 @@ def _triton(target: str) -> Impl:
     return Impl("triton", f"padless.kernels.{target}", requires, deterministic=True, just_in_time=True)
 
 
+def _fixed(target: str) -> Impl:
+    """A row that serves deterministic=True on a CPU: no call into a library has a shape that neighbours decide."""
+    return Impl("cpu_fixed", f"{_OPS}.cpu.{target}", Requires("cpu"), deterministic=True, traceable=False)
+
+
 TABLE: dict[str, tuple[Impl, ...]] = {
     "attention": (
         _triton("attention:varlen_attention"),
         Impl("flash_attn", f"{_OPS}.flash:varlen_attention", Requires("cuda", sm=80)),
         Impl("torch_varlen", f"{_OPS}.torch_varlen:varlen_attention", Requires("cuda", sm=80)),
         Impl("cpu", f"{_OPS}.cpu.attention:varlen_attention", Requires("cpu")),
+        _fixed("lone_attention:varlen_attention"),
         Impl("eager", f"{_OPS}.attention:varlen_attention", differentiable=True, deterministic=True),
     ),
     "decode_attention": (
@@ -46,7 +52,8 @@ TABLE: dict[str, tuple[Impl, ...]] = {
     ),
     "linear": (
         _triton("linear:linear"),
-        Impl("cpu", f"{_OPS}.cpu.linear:linear", Requires("cpu")),
+        Impl("cpu", f"{_OPS}.cpu.linear:linear", Requires("cpu"), traceable=False),
+        _fixed("tiled_linear:linear"),
         Impl("eager", f"{_OPS}.linear:linear", differentiable=True),
     ),
     "norm_linear": (
@@ -75,6 +82,7 @@ TABLE: dict[str, tuple[Impl, ...]] = {
     ),
     "mlm_head": (
         _triton("mlm_head:mlm_head"),
+        _fixed("tiled_mlm_head:mlm_head"),
         Impl("eager", f"{_OPS}.mlm_head:mlm_head", differentiable=True),
     ),
     "embed": (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, Unpack, overload
 
 import torch
 
@@ -23,14 +23,67 @@ from .tasks.loading import load_task, task_of_folder
 from .tokenizer import Tokenizer, check_vocabulary
 from .weights import load_weights
 
+if TYPE_CHECKING:
+    from .tasks.fill_mask import FillMask
+    from .tasks.multiple_choice import MultipleChoice
+    from .tasks.next_sentence_prediction import NextSentencePrediction
+    from .tasks.question_answering import QuestionAnswering
+    from .tasks.rerank import Rerank
+    from .tasks.text2text_generation import Summarization, Text2TextGeneration
+    from .tasks.text_classification import TextClassification
+    from .tasks.text_generation import TextGeneration
+    from .tasks.token_classification import TokenClassification
+    from .tasks.zero_shot_classification import ZeroShotClassification
+
 __all__ = ["TOKEN_BUDGET", "load"]
+
+Source: TypeAlias = "str | os.PathLike[str]"
 
 TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}
 """Tokens in a batch, by device type. On a CPU a batch's activations should stay in the last cache; a GPU wants work."""
 
 
+class How(TypedDict, total=False):
+    """Arguments of `load` beside folder and task."""
+
+    device: str | int | torch.device
+    dtype: str | torch.dtype
+    backend: str
+    deterministic: bool
+    cuda_graphs: bool | str
+
+
+# What a folder is made for is known when it is read: without a task the type says nothing.
+@overload
+def load(path: Source, *, task: Literal["embedding"], **how: Unpack[How]) -> Encoder: ...
+@overload
 def load(
-    path: str | os.PathLike[str],
+    path: Source, *, task: Literal["text-classification", "sentiment-analysis"], **how: Unpack[How]
+) -> TextClassification: ...
+@overload
+def load(path: Source, *, task: Literal["token-classification", "ner"], **how: Unpack[How]) -> TokenClassification: ...
+@overload
+def load(path: Source, *, task: Literal["zero-shot-classification"], **how: Unpack[How]) -> ZeroShotClassification: ...
+@overload
+def load(path: Source, *, task: Literal["next-sentence-prediction"], **how: Unpack[How]) -> NextSentencePrediction: ...
+@overload
+def load(path: Source, *, task: Literal["multiple-choice"], **how: Unpack[How]) -> MultipleChoice: ...
+@overload
+def load(path: Source, *, task: Literal["rerank"], **how: Unpack[How]) -> Rerank: ...
+@overload
+def load(path: Source, *, task: Literal["fill-mask"], **how: Unpack[How]) -> FillMask: ...
+@overload
+def load(path: Source, *, task: Literal["question-answering"], **how: Unpack[How]) -> QuestionAnswering: ...
+@overload
+def load(path: Source, *, task: Literal["summarization"], **how: Unpack[How]) -> Summarization: ...
+@overload
+def load(path: Source, *, task: Literal["text2text-generation"], **how: Unpack[How]) -> Text2TextGeneration: ...
+@overload
+def load(path: Source, *, task: Literal["text-generation"], **how: Unpack[How]) -> TextGeneration: ...
+@overload
+def load(path: Source, *, task: str | None = None, **how: Unpack[How]) -> Any: ...
+def load(
+    path: Source,
     *,
     device: str | int | torch.device = "auto",
     dtype: str | torch.dtype = "auto",

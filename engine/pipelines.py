@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 import torch
 
@@ -17,12 +17,57 @@ from .tokenization.backend import alike
 from .tokenization.base import PreTrainedTokenizerFast
 from .tokenizer import Tokenizer
 
+if TYPE_CHECKING:
+    from .embedding.encoder import Encoder
+    from .tasks.fill_mask import FillMask
+    from .tasks.multiple_choice import MultipleChoice
+    from .tasks.next_sentence_prediction import NextSentencePrediction
+    from .tasks.question_answering import QuestionAnswering
+    from .tasks.rerank import Rerank
+    from .tasks.text2text_generation import Summarization, Text2TextGeneration
+    from .tasks.text_classification import TextClassification
+    from .tasks.text_generation import TextGeneration
+    from .tasks.token_classification import TokenClassification
+    from .tasks.zero_shot_classification import ZeroShotClassification
+
 __all__ = ["pipeline"]
 
+Model: TypeAlias = "str | os.PathLike[str] | Any"
+"""A folder, an id, or a loaded model."""
 
+
+# Options of the task stand among the arguments, so that these overloads cannot name them all.
+@overload
+def pipeline(task: Literal["embedding"], model: Model, **options: Any) -> Encoder: ...
+@overload
+def pipeline(
+    task: Literal["text-classification", "sentiment-analysis"], model: Model, **options: Any
+) -> TextClassification: ...
+@overload
+def pipeline(task: Literal["token-classification", "ner"], model: Model, **options: Any) -> TokenClassification: ...
+@overload
+def pipeline(task: Literal["zero-shot-classification"], model: Model, **options: Any) -> ZeroShotClassification: ...
+@overload
+def pipeline(task: Literal["next-sentence-prediction"], model: Model, **options: Any) -> NextSentencePrediction: ...
+@overload
+def pipeline(task: Literal["multiple-choice"], model: Model, **options: Any) -> MultipleChoice: ...
+@overload
+def pipeline(task: Literal["rerank"], model: Model, **options: Any) -> Rerank: ...
+@overload
+def pipeline(task: Literal["fill-mask"], model: Model, **options: Any) -> FillMask: ...
+@overload
+def pipeline(task: Literal["question-answering"], model: Model, **options: Any) -> QuestionAnswering: ...
+@overload
+def pipeline(task: Literal["summarization"], model: Model, **options: Any) -> Summarization: ...
+@overload
+def pipeline(task: Literal["text2text-generation"], model: Model, **options: Any) -> Text2TextGeneration: ...
+@overload
+def pipeline(task: Literal["text-generation"], model: Model, **options: Any) -> TextGeneration: ...
+@overload
+def pipeline(task: str | None = None, model: Model = None, **options: Any) -> Any: ...
 def pipeline(
     task: str | None = None,
-    model: str | os.PathLike[str] | Any = None,
+    model: Model = None,
     *,
     tokenizer: Any = None,
     device: str | int | torch.device | None = None,

@@ -140,6 +140,29 @@ class Tokenizer:
         encodings, repaired = self._run_cut(full, most + len(self.leading) + len(self.trailing))
         return [self._content(encoding) for encoding in encodings], repaired
 
+    def is_enough(self, text: str, *, prompt: str = "") -> bool:
+        """Whether `encode` gives every text that begins with `text` the ids it gives `text`, and cuts both.
+
+        It makes the same attempts there, and has enough before it comes to the end of `text`.
+
+        Args:
+            text: a beginning of texts, without lone surrogates.
+            prompt: put before each text.
+        """
+        cutter, limit = self._cutter, self._max_length
+        if cutter is None or limit is None:
+            return False
+        full, size, shorten = prompt + text, TextCutter.first_size(limit), False
+        while size < len(full):
+            try:
+                encodings, _ = self._run([cutter.beginning(full, size, shorten_runs=shorten)])
+            except TokenizerError:
+                return False
+            if len(encodings[0]) > limit:
+                return True
+            size, shorten = size * GROWTH, True
+        return False
+
     def is_longer(self, first: str, second: str) -> bool:
         """Whether `first` has more tokens than `second`, found out with little more of them than the shorter needs."""
         texts, size = (first, second), STRETCH // GROWTH

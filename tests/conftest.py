@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,16 +17,15 @@ KERNELS = Path(__file__).parent / "kernels"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """For `shards.py`."""
-    parser.addoption("--shard", metavar="I/N", help="run every N-th of the selected tests, from the I-th on")
+    parser.addoption("--claims", metavar="FOLDER", help="run only tests that no other process with this folder has run")
     parser.addoption(
-        "--whole-files", action="store_true", help="with --shard: whole files, so that fixtures are made once"
+        "--whole-files", action="store_true", help="with --claims: whole files, so that fixtures are made once"
     )
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Take this process' share of what is selected, if it has one, and end the run before its first test where
-    TRITON_INTERPRET is not what these tests need.
+    """End the run before its first test where TRITON_INTERPRET is not what these tests need.
 
     Triton reads the variable when it is imported, and an interpreted kernel cannot be compiled in the same process:
     tests/kernels need it set, all others need it unset. `make test` runs one process for each group.
@@ -36,19 +36,38 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if found != needed:
             expected, got = ("unset" if value is None else repr(value) for value in (needed, found))
             raise pytest.UsageError(f"{item.nodeid}: TRITON_INTERPRET must be {expected}, found {got}; run `make test`")
-    if shard := config.getoption("--shard"):
-        number, count = map(int, shard.split("/"))
-        owners = _by_file(items, count) if config.getoption("--whole-files") else [i % count for i in range(len(items))]
-        pairs = list(zip(items, owners, strict=True))
-        config.hook.pytest_deselected(items=[item for item, owner in pairs if owner != number])
-        items[:] = [item for item, owner in pairs if owner == number]
 
 
-def _by_file(items: list[pytest.Item], count: int) -> list[int]:
-    """The share of each test: files with many tests first, each to the share that has the fewest."""
-    loads, owner = [0] * count, {}
-    sizes = Counter(item.path for item in items)
-    for path, size in sorted(sizes.items(), key=lambda pair: (-pair[1], pair[0])):
-        owner[path] = loads.index(min(loads))
-        loads[owner[path]] += size
-    return [owner[item.path] for item in items]
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> bool | None:
+    """With --claims, what pytest's own loop does, for the tests that this process is the first to claim."""
+    folder = session.config.getoption("--claims")
+    if folder is None or session.testsfailed or session.config.option.collectonly:
+        return None
+    mine = _claimed(session, Path(folder))
+    item = next(mine, None)
+    while item is not None:
+        following = next(mine, None)  # known before, so that fixtures shared with it are kept
+        item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+        if session.shouldfail:
+            raise session.Failed(session.shouldfail)
+        if session.shouldstop:
+            raise session.Interrupted(session.shouldstop)
+        item = following
+    return True
+
+
+def _claimed(session: pytest.Session, folder: Path) -> Iterator[pytest.Item]:
+    """The tests, or those of the files, whose name is not in the folder yet."""
+    by_file = session.config.getoption("--whole-files")
+    owned: dict[str, bool] = {}
+    for item in session.items:
+        unit = str(item.path) if by_file else item.nodeid
+        if unit not in owned:
+            try:
+                (folder / hashlib.sha256(unit.encode()).hexdigest()).touch(exist_ok=False)
+                owned[unit] = True
+            except FileExistsError:
+                owned[unit] = False
+        if owned[unit]:
+            yield item

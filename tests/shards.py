@@ -1,7 +1,8 @@
-"""One pytest run in as many processes as there are CPUs, each of which takes its share: `python tests/shards.py ARGS`.
+"""One pytest run in as many processes as there are CPUs, each of which takes tests as it gets to them:
+`python tests/shards.py ARGS`.
 
 For tests that keep one CPU busy most of the time, as interpreted kernels do. ARGS are pytest's, and `--whole-files`;
-that and `--shard`, which tells a process its share, are options of tests/conftest.py.
+that and `--claims`, a folder in which processes claim what they run, are options of tests/conftest.py.
 """
 
 from __future__ import annotations
@@ -27,16 +28,17 @@ def main(arguments: Sequence[str]) -> int:
     # Threads of one process that wait for each other by spinning would take the CPU from the other process.
     environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
     running: list[tuple[subprocess.Popen[bytes], IO[bytes]]] = []
-    for number in range(count):
-        log = tempfile.TemporaryFile()  # noqa: SIM115
-        command = [sys.executable, "-m", "pytest", *arguments, f"--shard={number}/{count}"]
-        running.append((subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment), log))
-    try:
-        statuses = [_finished(process, log) for process, log in running]
-    finally:
-        for process, _ in running:
-            process.kill()
-            process.wait()
+    with tempfile.TemporaryDirectory() as claims:
+        for _ in range(count):
+            log = tempfile.TemporaryFile()  # noqa: SIM115
+            command = [sys.executable, "-m", "pytest", *arguments, f"--claims={claims}"]
+            running.append((subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment), log))
+        try:
+            statuses = [_finished(process, log) for process, log in running]
+        finally:
+            for process, _ in running:
+                process.kill()
+                process.wait()
     failed = [status for status in statuses if status not in (0, NO_TESTS)]
     return failed[0] if failed else 0 if 0 in statuses else NO_TESTS
 

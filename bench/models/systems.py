@@ -9,6 +9,7 @@ Tokenisation is inside everybody's time. Each runs in the arrangement that is be
     onnxruntime            the torch model exported, pooling in the graph, sorted, batches of 32; also dynamic int8
     openvino               the torch model converted, pooling in the graph, sorted; the fastest of three arrangements
     padless                texts as they come; its own plan
+    padless-deterministic  the same with deterministic=True
 
 Where a workload is cut to few texts, sorted batches are smaller than 32 in the same proportion: 32 of 60 texts would be
 padded as no user's are (`Workload.batch_size`).
@@ -25,13 +26,21 @@ from ...engine.errors import OptionError
 from .onnx_system import OnnxRuntime
 from .openvino_system import OpenVino
 from .system import System
-from .torch_systems import Padless, SentenceTransformers, Transformers, TransformersUnsorted
+from .torch_systems import Padless, PadlessDeterministic, SentenceTransformers, Transformers, TransformersUnsorted
 
 __all__ = ["BASELINE", "DTYPES", "SYSTEMS", "make_system", "make_systems"]
 
 SYSTEMS: dict[str, type[System]] = {
     system.name: system
-    for system in (TransformersUnsorted, SentenceTransformers, Transformers, OnnxRuntime, OpenVino, Padless)
+    for system in (
+        TransformersUnsorted,
+        SentenceTransformers,
+        Transformers,
+        OnnxRuntime,
+        OpenVino,
+        Padless,
+        PadlessDeterministic,
+    )
 }
 DTYPES = ("float32", "bfloat16", "int8")
 

@@ -11,7 +11,7 @@ import torch
 from .batches import PaddedBatches, restored
 from .system import Job, MeanPooled, System, quieten_transformers
 
-__all__ = ["Padless", "SentenceTransformers", "Transformers", "TransformersUnsorted"]
+__all__ = ["Padless", "PadlessDeterministic", "SentenceTransformers", "Transformers", "TransformersUnsorted"]
 
 USUAL_BATCH = 32
 """Texts in a batch where nobody thinks about it: the default of sentence-transformers."""
@@ -22,11 +22,12 @@ class Padless(System):
 
     name = "padless"
     distributions = ("torch",)
+    deterministic = False
 
     def prepare(self, job: Job) -> None:
         from ...engine.loading import load
 
-        self._encoder = load(str(job.model), dtype=self.dtype, device="cpu")
+        self._encoder = load(str(job.model), dtype=self.dtype, device="cpu", deterministic=self.deterministic)
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         from ...engine.embedding.encoder import EncodeStats
@@ -35,6 +36,13 @@ class Padless(System):
         vectors = self._encoder.encode(texts, show_progress_bar=False, normalize_embeddings=True, stats=stats)
         self.computed_tokens = stats.tokens
         return np.asarray(vectors)
+
+
+class PadlessDeterministic(Padless):
+    """padless with the promise that a text's bits are its own."""
+
+    name = "padless-deterministic"
+    deterministic = True
 
 
 class SentenceTransformers(System):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-__all__ = ["Backend", "Device", "Dtype", "listed"]
+__all__ = ["Backend", "Deterministic", "Device", "Dtype", "listed"]
 
 Device = Annotated[str, typer.Option(help="Where to run: auto, cpu, cuda, cuda:1, ...")]
 Dtype = Annotated[
@@ -14,6 +14,10 @@ Dtype = Annotated[
     typer.Option(help="What to compute in; auto is the fastest the device has."),
 ]
 Backend = Annotated[str, typer.Option(help="auto, or the implementation every op must use; see padless explain.")]
+Deterministic = Annotated[
+    bool,
+    typer.Option("--deterministic", help="The same text gives the same bits, whatever stands beside it in a batch."),
+]
 
 
 def listed(value: str) -> list[str]:

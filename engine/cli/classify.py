@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from . import job_options as of
-from .choices import Backend, Device, Dtype
+from .choices import Backend, Deterministic, Device, Dtype
 from .job_command import JobArguments, run_command
 
 __all__ = ["classify"]
@@ -44,6 +44,7 @@ def classify(
     device: Device = "auto",
     devices: of.Devices = None,
     backend: Backend = "auto",
+    deterministic: Deterministic = False,
     token_budget: of.TokenBudget = None,
     resume: of.Resume = True,
     overwrite: of.Overwrite = False,
@@ -72,7 +73,7 @@ def classify(
         options["top_k"] = None if all_labels else top_k
     if function_to_apply is not None:
         options["function_to_apply"] = function_to_apply
-    make_task = AnsweringJob(model, "text-classification", backend, options)
+    make_task = AnsweringJob(model, "text-classification", backend, options, deterministic)
     given = JobArguments(
         inputs, output, text_column, pair_column, id_column, keep or (), input_format, rows_per_shard, device, dtype,
         token_budget, resume, overwrite, log_json, quiet, devices,

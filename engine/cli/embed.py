@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from . import job_options as of
-from .choices import Backend, Device, Dtype
+from .choices import Backend, Deterministic, Device, Dtype
 from .job_command import JobArguments, run_command
 
 __all__ = ["embed"]
@@ -26,6 +26,7 @@ def embed(
     device: Device = "auto",
     devices: of.Devices = None,
     backend: Backend = "auto",
+    deterministic: Deterministic = False,
     token_budget: of.TokenBudget = None,
     prompt_name: Annotated[
         str | None, typer.Option(help="Which of the model's prompts to put before each text.")
@@ -86,7 +87,7 @@ def embed(
         "overlap": overlap,
         "aggregate": aggregate,
     }
-    make_task = EmbeddingJob(model, backend, options)
+    make_task = EmbeddingJob(model, backend, options, deterministic)
     given = JobArguments(
         inputs, output, text_column, None, id_column, keep or (), input_format, rows_per_shard, device, dtype,
         token_budget, resume, overwrite, log_json, quiet, devices,

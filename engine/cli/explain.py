@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .choices import Backend, Device, Dtype
+from .choices import Backend, Deterministic, Device, Dtype
 
 __all__ = ["explain"]
 
@@ -16,6 +16,7 @@ def explain(
     dtype: Dtype = "auto",
     device: Device = "auto",
     backend: Backend = "auto",
+    deterministic: Deterministic = False,
 ) -> None:
     """Show which implementation serves each op.
 
@@ -23,4 +24,4 @@ def explain(
     """
     from ..loading import load
 
-    print(load(model, device=device, dtype=dtype, backend=backend).explain())
+    print(load(model, device=device, dtype=dtype, backend=backend, deterministic=deterministic).explain())

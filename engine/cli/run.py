@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from . import job_options as of
-from .choices import Backend, Device, Dtype
+from .choices import Backend, Deterministic, Device, Dtype
 from .job_command import JobArguments, run_command
 
 __all__ = ["run"]
@@ -39,6 +39,7 @@ def run(
     device: Device = "auto",
     devices: of.Devices = None,
     backend: Backend = "auto",
+    deterministic: Deterministic = False,
     token_budget: of.TokenBudget = None,
     resume: of.Resume = True,
     overwrite: of.Overwrite = False,
@@ -79,9 +80,8 @@ def run(
 
     from ..jobs.factories import AnsweringJob, EmbeddingJob
 
-    make_task = (
-        EmbeddingJob(model, backend, options) if task == "embedding" else AnsweringJob(model, task, backend, options)
-    )
+    how = backend, options, deterministic
+    make_task = EmbeddingJob(model, *how) if task == "embedding" else AnsweringJob(model, task, *how)
     given = JobArguments(
         inputs, output, text_column, pair_column, id_column, keep or (), input_format, rows_per_shard, device, dtype,
         token_budget, resume, overwrite, log_json, quiet, devices,

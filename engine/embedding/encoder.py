@@ -87,7 +87,7 @@ class Encoder:
 
     def bound_ops(self) -> tuple[BoundOp, ...]:
         """The ops of the modules."""
-        return *self.model.bound_ops(), *self.head.pooling.pools
+        return *self.model.bound_ops(), *self.head.bound_ops()
 
     def compute(self, batch: PackedBatch, prompt_tokens: int = 0) -> Tensor:
         """Vectors of a batch on the device, fp32 `[texts, dimension]`.
@@ -245,6 +245,10 @@ class Encoder:
             yield from self.encode(window, **options, first_row=first)
             first += len(window)
 
+    def is_enough(self, text: str, prompt_name: str | None = None) -> bool:
+        """Whether every text that begins with `text` has the vector of `text`, as far as "truncate" goes."""
+        return self.tokenizer.is_enough(text, prompt=self._prompt(prompt_name, None))
+
     def _of_texts(
         self,
         rows: list[Any],
@@ -325,6 +329,7 @@ class Encoder:
             batch_size=options.batch_size,
             stats=stats,
             on_truncated=on_truncated,
+            alike=self.model.deterministic,
         )
 
     def _with_prompt(self, options: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from ..batch import PackedBatch
 from ..errors import ConfigError
 from ..folders.sentence_transformer import DenseSpec, NormalizeSpec, PoolingSpec
+from ..models.blocks import linear_op
 from ..ops.bind import BoundOp
 from ..ops.linear import ACTIVATIONS as OF_LINEAR
 from ..weights import NameRules, load_weights
@@ -47,11 +48,11 @@ class Dense(nn.Module):
     def __init__(self, spec: DenseSpec) -> None:
         super().__init__()
         self.linear = nn.Linear(spec.in_features, spec.out_features, bias=spec.bias)
-        self.activation = spec.activation
+        self.op = linear_op(self.linear, epilogue="none" if spec.activation == "identity" else spec.activation)
 
     def forward(self, vectors: Tensor) -> Tensor:
         """`[texts, in_features]` to `[texts, out_features]`."""
-        return ACTIVATIONS[self.activation](self.linear(vectors))
+        return self.op(vectors)
 
 
 class Normalize(nn.Module):
@@ -62,8 +63,8 @@ class Normalize(nn.Module):
         return F.normalize(vectors, p=2, dim=-1)
 
 
-ACTIVATIONS = {**OF_LINEAR, "identity": OF_LINEAR["none"], "sigmoid": torch.sigmoid}
-"""Name of an activation, as in `sentence_folder.ACTIVATIONS` -> function."""
+ACTIVATIONS = {**OF_LINEAR, "identity": OF_LINEAR["none"]}
+"""Name of an activation, as in `folders/sentence_transformer.ACTIVATIONS` -> function."""
 
 
 class SentenceHead(nn.Module):
@@ -124,13 +125,20 @@ class SentenceHead(nn.Module):
         return isinstance(self.rest[-1], Normalize) if len(self.rest) else self.pooling.normalize
 
     def bind(self, device: torch.device, dtype: torch.dtype, *, backend: str, deterministic: bool) -> None:
-        """Bind the pool ops for hidden states of `dtype` on `device`.
+        """Bind the pool ops for hidden states of `dtype` on `device`, and the Dense modules for where they are.
 
         Raises:
             BackendError: as `resolve`.
         """
         for pool in self.pooling.pools:
             pool.bind(device, dtype, backend=backend, deterministic=deterministic)
+        for dense in self._dense():
+            weight = dense.linear.weight
+            dense.op.bind(weight.device, weight.dtype, backend=backend, deterministic=deterministic)
+
+    def bound_ops(self) -> tuple[BoundOp, ...]:
+        """The ops of all modules, in their order."""
+        return *self.pooling.pools, *(dense.op for dense in self._dense())
 
     def forward(self, hidden: Tensor, batch: PackedBatch, prompt_tokens: int = 0) -> Tensor:
         """Token vectors `[tokens, hidden]` to text vectors, fp32 `[texts, dimension]`.
@@ -144,3 +152,6 @@ class SentenceHead(nn.Module):
         for module in self.rest:
             vectors = module(vectors)
         return vectors
+
+    def _dense(self) -> list[Dense]:
+        return [module for module in self.rest if isinstance(module, Dense)]

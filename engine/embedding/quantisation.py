@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ..errors import OptionError
 
@@ -96,14 +99,19 @@ class Quantiser:
     def _scalar(self, vectors: np.ndarray) -> np.ndarray:
         if not len(vectors):
             return np.empty(vectors.shape, dtype=self.dtype)
-        ranges = np.asarray(self._ranges(vectors), dtype=np.float32)
+        ranges = np.asarray(self.ranges_of(vectors), dtype=np.float32)
         steps = (ranges[1] - ranges[0]) / 255
         # A channel that is the same everywhere.
         steps = np.where(steps == 0, 1, steps)
         levels = np.clip(np.floor((vectors - ranges[0]) / steps), 0, 255)
         return (levels - 128 if self.precision == "int8" else levels).astype(self.dtype)
 
-    def _ranges(self, vectors: np.ndarray) -> np.ndarray:
+    def ranges_of(self, vectors: np.ndarray) -> np.ndarray:
+        """`[2, width]`: those that are given, else those of what calibrates, else those of the vectors.
+
+        Raises:
+            OptionError: they would have to be taken from a single vector.
+        """
         if self.ranges is not None:
             return self.ranges
         source = self.calibration_embeddings
@@ -119,26 +127,71 @@ class Quantiser:
 
 
 def quantize_embeddings(
-    embeddings: np.ndarray,
+    embeddings: Tensor | np.ndarray | list[Tensor] | list[np.ndarray],
     precision: str,
     ranges: np.ndarray | None = None,
     calibration_embeddings: np.ndarray | None = None,
-) -> np.ndarray:
-    """Vectors in another precision, as `sentence_transformers.quantize_embeddings` makes them.
+) -> Any:
+    """Vectors in another precision, as `sentence_transformers.util.quantization.quantize_embeddings` makes them.
 
     Args:
-        embeddings: float `[vectors, width]`.
-        precision, ranges, calibration_embeddings: as of `Quantiser`.
+        embeddings: float `[vectors, width]` or `[width]`, an array or a tensor of any device, or a list of `[width]`. A
+            list of `[tokens, width]`, such as token embeddings, is quantised by ranges that all of them share.
+        precision: of `PRECISIONS`; float16 is one more than there.
+        ranges: of int8 and uint8, `[2, width]`: the lowest and the highest value of each channel.
+        calibration_embeddings: float `[some, width]` that ranges are taken from where there are none; without either
+            they are those of the vectors themselves.
 
     Returns:
-        `[vectors, width]`, or `[vectors, ceil(width / 8)]` where the precision is binary.
+        `[vectors, width]`, or `[vectors, ceil(width / 8)]` where the precision is binary; without the first axis for
+        `[width]`, and a list of such for a list of matrices.
 
     Raises:
         OptionError: an argument is out of range, or ranges would have to be taken from a single vector.
     """
-    vectors = np.asarray(embeddings)
+    if isinstance(embeddings, list):
+        several = [_array(part) for part in embeddings]
+        if not several or several[0].ndim == 2:
+            return _matrices(several, precision, ranges, calibration_embeddings)
+        if len({part.shape for part in several}) > 1:
+            raise OptionError("embeddings: expected vectors of one width, got several widths")
+        vectors = np.stack(several)
+    else:
+        vectors = _array(embeddings)
+    single = vectors.ndim == 1
+    vectors = vectors[None] if single else vectors
+    _check_floats(vectors)
+    made = Quantiser(precision, vectors.shape[1], ranges, calibration_embeddings)(vectors)
+    return made[0] if single else made
+
+
+def _matrices(
+    matrices: list[np.ndarray], precision: str, ranges: np.ndarray | None, calibration: np.ndarray | None
+) -> list[np.ndarray]:
+    for matrix in matrices:
+        _check_floats(matrix)
+    widths = {matrix.shape[1] for matrix in matrices}
+    if len(widths) > 1:
+        raise OptionError(f"embeddings: expected matrices of one width, got {', '.join(map(str, sorted(widths)))}")
+    if not widths:
+        Quantiser(precision, 1)  # which refuses a precision that there is none of
+        return []
+    quantiser, whole = Quantiser(precision, widths.pop(), ranges, calibration), np.concatenate(matrices)
+    if quantiser.needs_all and len(whole):
+        quantiser = replace(quantiser, ranges=quantiser.ranges_of(whole))
+    return [quantiser(matrix) for matrix in matrices]
+
+
+def _array(values: Any) -> np.ndarray:
+    """On the host; NumPy has no bfloat16, so that becomes float32."""
+    if not isinstance(values, Tensor):
+        return np.asarray(values)
+    host = values.detach().cpu()
+    return (host.float() if host.dtype == torch.bfloat16 else host).numpy()
+
+
+def _check_floats(vectors: np.ndarray) -> None:
     if vectors.ndim != 2 or vectors.dtype.kind != "f":
         raise OptionError(
             f"embeddings: expected floats of shape [vectors, width], got {vectors.dtype} {list(vectors.shape)}"
         )
-    return Quantiser(precision, vectors.shape[1], ranges, calibration_embeddings)(vectors)

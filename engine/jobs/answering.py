@@ -15,6 +15,8 @@ from ..loading import load
 from ..streaming.memory import is_out_of_memory
 from ..streaming.stream import EncodeStats
 from ..tasks.task import Task
+from ..tasks.text_classification import ClassificationOptions
+from .inputs.long_texts import IsEnough
 from .inputs.rows import Row
 from .shapes import draws_unseeded, shape_of
 from .task import Answers
@@ -57,7 +59,8 @@ class AnsweringTask:
 
     @property
     def description(self) -> dict[str, object]:
-        return {**self._given, "max_seq_length": self._task.loaded.max_length}
+        fixed = {"deterministic": True} if self._task.loaded.model.deterministic else {}
+        return {**self._given, "max_seq_length": self._task.loaded.max_length, **fixed}
 
     @property
     def fields(self) -> tuple[pa.Field, ...]:
@@ -82,6 +85,13 @@ class AnsweringTask:
     @token_budget.setter
     def token_budget(self, value: int) -> None:
         self._task.loaded.token_budget = value
+
+    @property
+    def is_enough(self) -> IsEnough | None:
+        options = self._options
+        if not isinstance(options, ClassificationOptions) or options.long_texts == "chunk":
+            return None
+        return self._task.loaded.limited(options.max_length).tokenizer.is_enough
 
     def explain(self) -> str:
         return self._task.explain()
@@ -132,7 +142,9 @@ class AnsweringTask:
         ours = self._task.loaded
 
         def loaded(device: Any) -> Any:
-            return load(ours.folder, task=self.name, device=device, dtype="float32", backend="eager")
+            fixed = ours.model.deterministic  # which eager does not promise
+            rows = "auto" if fixed else "eager"
+            return load(ours.folder, task=self.name, device=device, dtype="float32", backend=rows, deterministic=fixed)
 
         try:
             task = loaded(ours.device)

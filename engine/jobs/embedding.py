@@ -18,6 +18,7 @@ from ..errors import MemoryLimitError, OptionError
 from ..loading import load
 from ..streaming.memory import is_out_of_memory
 from ..tasks.options import at_least, one_of
+from .inputs.long_texts import IsEnough
 from .inputs.rows import Row
 from .task import Answers
 
@@ -84,7 +85,8 @@ class EmbeddingTask:
 
     @property
     def description(self) -> dict[str, object]:
-        return {**asdict(self.options), "max_seq_length": self._encoder.max_seq_length}
+        fixed = {"deterministic": True} if self._encoder.model.deterministic else {}
+        return {**asdict(self.options), "max_seq_length": self._encoder.max_seq_length, **fixed}
 
     @property
     def fields(self) -> tuple[pa.Field, ...]:
@@ -109,6 +111,13 @@ class EmbeddingTask:
     @token_budget.setter
     def token_budget(self, value: int) -> None:
         self._encoder.token_budget = value
+
+    @property
+    def is_enough(self) -> IsEnough | None:
+        prompt_name = self.options.prompt_name
+        if self.options.long_texts == "chunk":
+            return None
+        return lambda text: self._encoder.is_enough(text, prompt_name)
 
     def explain(self) -> str:
         return self._encoder.explain()
@@ -186,7 +195,11 @@ class EmbeddingTask:
         ours = self._encoder
 
         def loaded(device: Any) -> Encoder:
-            return load(ours.folder, device=device, dtype="float32", backend="eager", cuda_graphs=False)
+            fixed = ours.model.deterministic  # which eager does not promise
+            rows = "auto" if fixed else "eager"
+            return load(
+                ours.folder, device=device, dtype="float32", backend=rows, deterministic=fixed, cuda_graphs=False
+            )
 
         try:
             encoder = loaded(ours.device)

@@ -26,11 +26,13 @@ class EmbeddingJob:
         model: folder, or org/name.
         backend: "auto", or the implementation every op must use.
         options: of `EmbeddingOptions`, by name.
+        deterministic: as of `padless.load`.
     """
 
     model: str
     backend: str = "auto"
     options: Mapping[str, Any] = field(default_factory=dict)
+    deterministic: bool = False
 
     def __call__(self, device: str, dtype: str) -> JobTask:
         """The loaded task.
@@ -42,7 +44,8 @@ class EmbeddingJob:
         from ..loading import load
         from .embedding import EmbeddingOptions, EmbeddingTask
 
-        encoder = load(self.model, task="embedding", device=device, dtype=dtype, backend=self.backend)
+        how = {"device": device, "dtype": dtype, "backend": self.backend, "deterministic": self.deterministic}
+        encoder = load(self.model, task="embedding", **how)
         try:
             return EmbeddingTask(encoder, EmbeddingOptions(**self.options))
         except TypeError as error:
@@ -58,12 +61,14 @@ class AnsweringJob:
         task: "text-classification", ...
         backend: "auto", or the implementation every op must use.
         options: of the task's calls.
+        deterministic: as of `padless.load`.
     """
 
     model: str
     task: str
     backend: str = "auto"
     options: Mapping[str, Any] = field(default_factory=dict)
+    deterministic: bool = False
 
     def __call__(self, device: str, dtype: str) -> JobTask:
         """The loaded task.
@@ -74,5 +79,6 @@ class AnsweringJob:
         from ..loading import load
         from .answering import AnsweringTask
 
-        loaded = load(self.model, task=self.task, device=device, dtype=dtype, backend=self.backend)
+        how = {"device": device, "dtype": dtype, "backend": self.backend, "deterministic": self.deterministic}
+        loaded = load(self.model, task=self.task, **how)
         return AnsweringTask(loaded, self.options)

@@ -72,6 +72,11 @@ class TaskFacts:
         """Columns of the results."""
         return tuple(_unpacked(self.packed_fields))
 
+    @property
+    def is_enough(self) -> None:
+        """Nobody reads rows for a task that is elsewhere."""
+        return None
+
     def explain(self) -> str:
         """The implementations that serve, for people."""
         return self.explanation

@@ -109,7 +109,7 @@ class OwnProcess:
                 report=report,
                 hand_over=commits.commit,
             )
-            rows = read_rows(files, sum(shard.input_rows for shard in done))
+            rows = read_rows(files, sum(shard.input_rows for shard in done), self.task.is_enough)
             windows = cut_windows(rows, plan.rows_per_shard, fixed["window_rows"], fixed["window_characters"])
             return run.run(windows, first_shard=len(done)), run.stages
 

@@ -16,7 +16,7 @@ from .durable import TEMPORARY_SUFFIX, append_durably, writing
 from .layout import ERRORS, SHARDS, SUMMARY, part_index, part_name
 from .manifest import ShardRecord, read_shards, whole_lines_bytes
 
-__all__ = ["committed_shards", "remove_uncommitted"]
+__all__ = ["committed_shards", "remove_parts", "remove_uncommitted"]
 
 _REMEDY = "restore it, or begin anew with --overwrite"
 
@@ -57,15 +57,27 @@ def remove_uncommitted(folder: Path, shards: Sequence[ShardRecord]) -> None:
     """
     with writing(folder):
         for path in sorted(folder.iterdir()):
-            index = part_index(path)
-            if path.name.endswith(TEMPORARY_SUFFIX) or (index is not None and index >= len(shards)):
+            if path.name.endswith(TEMPORARY_SUFFIX):
                 path.unlink()
+        remove_parts(folder, len(shards))
         (folder / SUMMARY).unlink(missing_ok=True)
     for name, length in ((SHARDS, whole_lines_bytes(folder)), (ERRORS, shards[-1].errors_bytes if shards else 0)):
         append_durably(folder / name, "")  # creates it where the first run did not come so far
         with writing(folder / name), (folder / name).open("rb+") as handle:
             handle.truncate(length)
             os.fsync(handle.fileno())
+
+
+def remove_parts(folder: Path, committed: int) -> None:
+    """Remove the files of the shards behind the committed ones, whole or not.
+
+    Raises:
+        OSError: if the disk refuses.
+    """
+    for path in sorted(folder.iterdir()):
+        index = part_index(path)
+        if index is not None and index >= committed:
+            path.unlink()
 
 
 def _check_size(path: Path, expected: int) -> None:

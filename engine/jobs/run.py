@@ -25,11 +25,11 @@ from .inputs.reader import id_type, kept_fields, open_inputs
 from .inputs.sources import STANDARD_INPUT
 from .layout import SUMMARY, check_output, claim_output
 from .lock import FolderLock
-from .manifest import Manifest, ShardRecord, read_manifest, read_summary, write_manifest, write_summary
+from .manifest import Manifest, ShardRecord, read_manifest, read_shards, read_summary, write_manifest, write_summary
 from .messages import Plan, packed
 from .own_process import OwnProcess, Processes
 from .report import Report
-from .resume import committed_shards, remove_uncommitted
+from .resume import committed_shards, remove_parts, remove_uncommitted
 from .summary import Summary, summarise
 from .task import JobTask
 from .watch import InputWatch
@@ -312,11 +312,13 @@ def _facts(work: Processes, manifest: Manifest) -> dict[str, Any]:
 
 @contextmanager
 def _nothing_half(folder: Path) -> Iterator[None]:
-    """Leave no shard half written behind, wherever a stop comes; what it is about is raised."""
+    """Leave no shard behind that is half written or not committed, wherever a stop comes; its error is raised."""
     try:
         yield
     except BaseException:
-        with suppress(OSError):
+        with suppress(OSError, JobError):
             for path in folder.glob(f"*{TEMPORARY_SUFFIX}"):
                 path.unlink()
+            # Of several processes one may be through with a shard before those ahead of it are.
+            remove_parts(folder, len(read_shards(folder)))
         raise

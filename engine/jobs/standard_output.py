@@ -67,7 +67,7 @@ def write_json_lines(
     carried = kept_fields(files, columns)
     shard_schema(task.fields, id_field, carried)  # no two columns of one name
     task.token_budget = budget_for(task) if token_budget is None else token_budget
-    windows = cut_windows(read_rows(files), sys.maxsize, ROWS_AT_ONCE)
+    windows = cut_windows(read_rows(files, is_enough=task.is_enough), sys.maxsize, ROWS_AT_ONCE)
     # A stream that cannot write every character gets escapes instead.
     escaped = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
     with report:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import pyarrow as pa
 
+from .inputs.long_texts import IsEnough
 from .inputs.rows import Row
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ class JobTask(Protocol):
         device: where it computes, such as "cpu" or "cuda:0".
         token_budget: most tokens in a batch; the job sets it.
         paired: whether rows need a pair column (True), have no use for one (False), or may have one (None).
+        is_enough: whether the task sees the same of every text, without a pair, that begins with a given one; None
+            where it sees texts whole.
     """
 
     @property
@@ -72,6 +75,9 @@ class JobTask(Protocol):
 
     @property
     def device(self) -> str: ...
+
+    @property
+    def is_enough(self) -> IsEnough | None: ...
 
     def explain(self) -> str:
         """The implementations that serve, for people."""

@@ -88,7 +88,7 @@ def _compute(task: JobTask, plan: Plan, inbox: _Inbox, outbox: _Outbox) -> None:
         torch.set_num_threads(plan.fixed["threads"])
     task.token_budget = plan.fixed["token_budget"]
     files = open_sources(plan.sources, plan.columns)
-    cursor = RowCursor(files, plan.rows_per_shard)
+    cursor = RowCursor(files, plan.rows_per_shard, task.is_enough)
 
     def ask() -> int | None:
         outbox.send(Ask())

@@ -43,18 +43,19 @@ class Encoded:
 
     def first_tokens(self) -> Tensor:
         """`[texts, hidden]`, the first token of every text; zeros for an empty one."""
-        if not len(self.hidden):
+        if not torch.compiler.is_compiling() and not self.hidden.shape[0]:
             return self.hidden.new_zeros(len(self.batch), self.hidden.shape[1])
-        starts = self.batch.cu_seqlens[:-1].long().clamp(max=len(self.hidden) - 1)
+        starts = self.batch.cu_seqlens[:-1].long().clamp(max=self.hidden.shape[0] - 1)
         empty = self.batch.cu_seqlens.diff() == 0
         return self.hidden[starts].masked_fill(empty[:, None], 0.0)
 
     def mean_tokens(self) -> Tensor:
         """`[texts, hidden]`, the mean over the tokens of every text; zeros for an empty one."""
         lengths = self.batch.cu_seqlens.diff()
-        texts = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
+        texts = torch.arange(lengths.shape[0], device=lengths.device)
+        texts = texts.repeat_interleave(lengths, output_size=self.hidden.shape[0])
         wide = self.hidden.to(torch.promote_types(self.hidden.dtype, torch.float32))
-        sums = wide.new_zeros(len(lengths), wide.shape[1]).index_add(0, texts, wide)
+        sums = wide.new_zeros(lengths.shape[0], wide.shape[1]).index_add(0, texts, wide)
         return (sums / lengths.clamp(min=1)[:, None]).to(self.hidden.dtype)
 
     def leave(self, output: Output) -> Output | tuple[Any, ...]:
@@ -188,7 +189,8 @@ class BareModel(EncoderModel):
             record: what to keep on the way.
         """
         # Between two calls somebody may write to a batch, and a recording of the second must not lean on the first.
-        return self._run(replace(batch), inputs_embeds, record)
+        # A graph of a compiler leans on nothing, see `Memo`.
+        return self._run(batch if torch.compiler.is_compiling() else replace(batch), inputs_embeds, record)
 
     def forward(
         self,
@@ -238,6 +240,8 @@ class BareModel(EncoderModel):
         Raises:
             InputError: naming the text or the value.
         """
+        if torch.compiler.is_compiling():
+            return  # a number that is looked at becomes part of the graph
         batch, embeds = inputs.batch, inputs.inputs_embeds
         if embeds is not None:
             width, dtype = self.word_embeddings.embedding_dim, self.word_embeddings.weight.dtype

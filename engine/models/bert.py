@@ -110,7 +110,7 @@ class BertEmbeddings(Block):
             x = self.embed(batch.input_ids, batch.position_ids, batch.token_type_ids)
         else:
             x = embed(
-                torch.arange(len(inputs_embeds), device=inputs_embeds.device),
+                torch.arange(inputs_embeds.shape[0], device=inputs_embeds.device),
                 batch.position_ids,
                 batch.token_type_ids,
                 inputs_embeds,

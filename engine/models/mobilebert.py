@@ -89,7 +89,9 @@ class MobileBertEmbeddings(Block):
             return self.words(batch.input_ids, batch.position_ids, None) if inputs_embeds is None else inputs_embeds
         if inputs_embeds is None:
             return self.trigrams(batch.input_ids, batch.cu_seqlens)
-        return trigram(torch.arange(len(inputs_embeds), device=inputs_embeds.device), batch.cu_seqlens, inputs_embeds)
+        return trigram(
+            torch.arange(inputs_embeds.shape[0], device=inputs_embeds.device), batch.cu_seqlens, inputs_embeds
+        )
 
 
 class MobileBertPredictions(Predictions):
@@ -116,6 +118,8 @@ class MobileBertPredictions(Predictions):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """`[asked, hidden]` to `[asked, vocab]`."""
+        if self.deterministic and self.top is not None and self.intact and not self.top.wants_gradient(hidden):
+            return self.top(hidden)  # a bare product promises nothing
         own_channels = self.dense.out_features
         tied, own = self.transform(hidden).split([hidden.shape[1] - own_channels, own_channels], dim=1)
         return torch.addmm(self.decoder(tied), own, self.dense.weight)

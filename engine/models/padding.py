@@ -146,8 +146,9 @@ def pack_padded(
     shape = (given.shape[0], given.shape[1])
     present = _present(attention_mask, shape, given.device)
     lengths = present.sum(dim=1, dtype=torch.int32)
-    host_lengths = lengths.cpu()
-    whole = int(host_lengths.sum()) == shape[0] * shape[1]
+    tracing = torch.compiler.is_compiling()  # a number that is looked at becomes part of the graph
+    host_lengths = lengths if tracing else lengths.cpu()
+    whole = not tracing and int(host_lengths.sum()) == shape[0] * shape[1]
     layout = Layout(shape, None if whole else present.flatten().nonzero().flatten())
     spans = None
     if position_ids is None:
@@ -165,7 +166,7 @@ def pack_padded(
         token_type_ids=None if token_type_ids is None else layout.pack(token_type_ids, "token_type_ids").long(),
         cu_seqlens=cu_seqlens,
         lengths=host_lengths,
-        max_seqlen=int(host_lengths.max()) if len(host_lengths) else 0,
+        max_seqlen=shape[1] if tracing else int(host_lengths.max()) if len(host_lengths) else 0,
         spans=spans,
     )
     embeds = None if inputs_embeds is None else layout.pack(inputs_embeds, "inputs_embeds")

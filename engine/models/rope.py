@@ -230,6 +230,11 @@ class RotaryTables:
         Returns:
             rows int64 `[tokens]`, cos and sin fp32 `[table rows, head_dim / 2]`.
         """
+        if torch.compiler.is_compiling() and self.rope.usual_length == math.inf:
+            # A table that grows with the longest text would tie the graph to it; a compiler fuses this with what reads.
+            positions = batch.position_ids
+            turns = self._turns(positions, self.rope.frequencies().to(positions.device))
+            return torch.arange(batch.tokens, device=positions.device), *turns
         # What is made in inference mode could not be used in training later.
         with torch.inference_mode(False), torch.no_grad():
             if batch.spans is None and batch.max_seqlen <= self.rope.usual_length:

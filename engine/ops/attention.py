@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from ..memo import Memo
 from ..relative_position import relative_position_bucket
+from .traced import traceable_attention
 
 __all__ = ["attention_with_weights", "varlen_attention"]
 
@@ -24,6 +25,7 @@ HUGE = 2.0**16
 """A log-sum-exp so large is rounded, in fp32, by a part in 256 of a weight; that is as much as the scores are."""
 
 
+@traceable_attention("eager_attention", differentiable=True)
 def varlen_attention(
     q: Tensor,
     k: Tensor,
@@ -121,7 +123,8 @@ def _texts(
     spans = zip(itertools.pairwise(cu_seqlens.tolist()), itertools.pairwise(cu_seqlens_k.tolist()), strict=True)
     for (start, stop), (start_k, stop_k) in spans:
         keys, values = (x[start_k:stop_k].transpose(0, 1).repeat_interleave(group, dim=0) for x in (k, v))
-        yield q[start:stop].transpose(0, 1), keys, values
+        # A copy, as the others are: a GEMM may add up in another order where a text begins at another alignment.
+        yield q[start:stop].transpose(0, 1).clone(memory_format=torch.contiguous_format), keys, values
 
 
 def _weights(

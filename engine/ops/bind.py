@@ -76,6 +76,7 @@ class BoundOp:
         self._gradient: Callable[..., Any] = _unbound
         self._failed: dict[str, str] = {}
         self._may_fall = False
+        self._traceable = True
         self._stamps: tuple[_Stamp | None, ...] = ()
         self._children: dict[str, nn.Module | None] = {}
         self._held: tuple[tuple[str, nn.Module], ...] = ()
@@ -160,9 +161,12 @@ class BoundOp:
         self.follow()
         if not self.plain:
             return self.through(*inputs, **options)
-        if self.wants_gradient(*inputs, *options.values()):
+        tracing = torch.compiler.is_compiling()
+        if tracing and not self._traceable:
+            self._leave_to_compiler()
+        if (tracing and not self._traceable) or self.wants_gradient(*inputs, *options.values()):
             return self._gradient(*inputs, *map(_value, self._weights), **self.options, **options)
-        if self._may_fall and not torch.compiler.is_compiling():
+        if self._may_fall and not tracing:
             return self._forward_or_next(*inputs, **options)
         return self._forward(*inputs, *self._current_weights(), **self.options, **options)
 
@@ -178,7 +182,13 @@ class BoundOp:
         self.resolution = resolution
         self._forward, self._gradient = resolution.fn, resolution.gradient
         self._may_fall = may_fall and resolution.impl.just_in_time
+        self._traceable = resolution.impl.traceable
         self._prepared = None
+
+    def _leave_to_compiler(self) -> None:
+        """Refuse where what a compiler makes of the differentiable row would not be what was asked for."""
+        if self.resolution is not None and self.resolution.call.deterministic:
+            raise BackendError(f"{self.op}: deterministic=True promises nothing of a compiled model, expected False")
 
     def _forward_or_next(self, *inputs: Any, **options: Any) -> Any:
         """The chosen row; where its code cannot be compiled or started here, the next, from now on.

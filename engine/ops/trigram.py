@@ -25,7 +25,7 @@ def trigram(input_ids: Tensor, cu_seqlens: Tensor, word: Tensor) -> Tensor:
     """
     own = F.embedding(input_ids, word)
     # Where a text starts, and so where the one before it has stopped.
-    edge = torch.zeros(len(own) + 1, dtype=torch.bool, device=own.device)
+    edge = torch.zeros(own.shape[0] + 1, dtype=torch.bool, device=own.device)
     edge[cu_seqlens.long()] = True
     right = own.roll(-1, 0).masked_fill(edge[1:, None], 0.0)
     left = own.roll(1, 0).masked_fill(edge[:-1, None], 0.0)

@@ -51,11 +51,16 @@ class Workers:
     def __reduce__(self) -> tuple[type[Workers], tuple[()]]:
         return Workers, ()
 
-    def at_once(self, likely_calls: int) -> int:
-        """How many calls to run at once: one for each of torch's threads, or 1 where that would leave a thread idle."""
+    def at_once(self, likely_calls: int, alike: bool = False) -> int:
+        """How many calls to run at once: one for each of torch's threads, or 1 where that would leave a thread idle.
+
+        Args:
+            likely_calls: how many there will be.
+            alike: each call is run by one core whatever their number: bits may depend on how many share a product.
+        """
         with self._starting:
             threads = torch.get_num_threads()
-        return threads if likely_calls >= threads else 1
+        return threads if alike or likely_calls >= threads else 1
 
     def run(self, function: Callable[..., T], calls: Iterable[tuple[Any, ...]], at_once: int) -> Iterator[T]:
         """`function(*call)` for each call, in order, a few of them ahead of the caller; all by it if `at_once` is 1.

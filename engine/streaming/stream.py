@@ -95,6 +95,7 @@ def encode_stream(
     batch_size: int | None,
     stats: EncodeStats,
     on_truncated: Callable[[int], None] | None = None,
+    alike: bool = False,
 ) -> Iterator[EncodedBatch]:
     """Encode texts, longest first.
 
@@ -109,6 +110,7 @@ def encode_stream(
         batch_size: most texts in a batch, or None.
         stats: counters to add to, complete once the stream is exhausted.
         on_truncated: called with the row of each text that was cut, before it is computed.
+        alike: as of `Workers.at_once`.
 
     Yields:
         Batches in the order of the plan; together they hold each text exactly once.
@@ -132,7 +134,7 @@ def encode_stream(
 
     likely_batches = int(characters.sum()) // (CHARACTERS_PER_TOKEN * token_budget)
     # Another device runs one batch at a time; its host side is the caller's thread.
-    at_once = workers.at_once(likely_batches) if device.type == "cpu" else 1
+    at_once = workers.at_once(likely_batches, alike) if device.type == "cpu" else 1
 
     def planned() -> Iterator[tuple[np.ndarray, TokenizedTexts, np.ndarray]]:
         pieces = _tokenised_pieces(texts, characters, tokenizer, prompt, BATCHES_PER_PIECE * token_budget, stats)

@@ -22,11 +22,11 @@ class Windows(Pieces):
     Attributes:
         encodings: of the pair that each window is of, uncut.
         spans: int64 `[windows, 2]`, the tokens of each window that are the context's.
-        firsts: int64 `[windows]`, the number that the first of these has in the encoding.
+        firsts_of_context: int64 `[windows]`, the number that the first of these has in the encoding.
     """
 
     spans: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), dtype=np.int64))
-    firsts: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    firsts_of_context: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
 
 def windows_of(
@@ -88,8 +88,14 @@ def windows_of(
         truncated=np.array(truncated, dtype=bool),
         repaired=np.zeros(len(rows), dtype=bool),
     )
-    places = np.array(spans, dtype=np.int64).reshape(-1, 2), np.array(firsts, dtype=np.int64)
-    return Windows(tokens, np.array(owners, dtype=np.int64), owned, *places), faults
+    found = Windows(
+        tokens,
+        np.array(owners, dtype=np.int64),
+        owned,
+        spans=np.array(spans, dtype=np.int64).reshape(-1, 2),
+        firsts_of_context=np.array(firsts, dtype=np.int64),
+    )
+    return found, faults
 
 
 def _stretches(tokens: int, room: int, overlap: int) -> list[tuple[int, int]]:

@@ -18,6 +18,7 @@ from .options import at_least, one_of
 from .pieces import Pieces
 from .task import Loaded, Task
 from .text_inputs import read_single_texts
+from .tokenizer_arguments import TokenizerArguments
 
 __all__ = ["FillMask", "FillMaskOptions"]
 
@@ -36,8 +37,8 @@ class FillMaskOptions:
         targets: the words that are asked about; None is the whole vocabulary. A word that the vocabulary does not have
             counts as the first of its tokens, and the log says so.
         long_texts: "truncate" lets the model see the beginning of a text that is too long, "error" refuses it.
-        tokenizer_kwargs: as in transformers, where {"truncation": True} is "truncate" and {"truncation": False}
-            "error"; nothing else is taken.
+        tokenizer_kwargs: as in transformers: a dict of `truncation`, `max_length` and `padding`, see
+            tokenizer_arguments.py.
     """
 
     top_k: int = 5
@@ -53,10 +54,18 @@ class FillMaskOptions:
             if not targets or not all(isinstance(target, str) for target in targets):
                 raise OptionError(f"targets: expected a word or a list of them, got {self.targets!r:.60}")
             object.__setattr__(self, "targets", targets)
-        if self.tokenizer_kwargs:
-            if list(self.tokenizer_kwargs) != ["truncation"]:
-                raise OptionError(f"tokenizer_kwargs: takes only truncation, got {', '.join(self.tokenizer_kwargs)}")
-            object.__setattr__(self, "long_texts", "truncate" if self.tokenizer_kwargs["truncation"] else "error")
+        if not isinstance(self.tokenizer_kwargs, Mapping | None):
+            raise OptionError(f"tokenizer_kwargs: expected a dict, got {self.tokenizer_kwargs!r:.60}")
+        _ = self.tokenizer_arguments
+
+    @property
+    def tokenizer_arguments(self) -> TokenizerArguments:
+        """What `tokenizer_kwargs` holds.
+
+        Raises:
+            OptionError: it has another entry, or a value is out of range.
+        """
+        return TokenizerArguments.read(self.tokenizer_kwargs or {}, "tokenizer_kwargs")
 
 
 class Filled(NamedTuple):
@@ -92,11 +101,13 @@ class FillMask(Task[str, FillMaskOptions]):
     def tokenise(self, items: Sequence[str], options: FillMaskOptions) -> tuple[Pieces, dict[int, InputError]]:
         """A piece of each text."""
         self._targets(options)
-        pieces, faults = tokenise_texts(self.loaded, items, options.long_texts)
+        loaded, long_texts, truncation = options.tokenizer_arguments.applied(self.loaded, options.long_texts)
+        pieces, faults = tokenise_texts(loaded, items, long_texts, truncation=truncation)
         missing = np.ones(len(items), dtype=bool)
         missing[pieces.owners[np.searchsorted(pieces.tokens.offsets, self._masks(pieces), side="right") - 1]] = False
+        truncated = pieces.truncated(len(items))
         for row in missing.nonzero()[0].tolist():
-            cut = " in the part that the model takes" if pieces.tokens.truncated[row] else ""
+            cut = " in the part that the model takes" if truncated[row] else ""
             faults.setdefault(row, InputError(f"no mask token ({self.loaded.spelling.mask_token}) in the text{cut}"))
         return pieces, faults
 

@@ -13,6 +13,8 @@ from ..errors import InputError, NotFiniteError, OptionError
 from ..generate.greedy import NoTokenLeftError
 from ..generate.options import GenerationOptions
 from ..generate.rules import FOR_SAMPLING
+from .options import one_of
+from .tokenizer_arguments import TokenizerArguments
 
 __all__ = ["WritingOptions", "generation_options", "writing_options", "written_rows"]
 
@@ -27,8 +29,13 @@ class WritingOptions:
         return_full_text: of text-generation, give the prompt too; the default.
         clean_up_tokenization_spaces: as of the tokenizer's `decode`.
         prefix: put before each input.
-        truncation: of text2text-generation, cut a text to what the tokenizer's settings say; False is to what the
-            model takes, if anything limits it.
+        truncation: cut a text or a prompt to what the tokenizer's settings say; False, "do_not_truncate" and None are
+            to what the model takes. Of text-generation also to the call's `max_length`, as in transformers, which
+            bounds the written sequence too.
+        padding: of text-generation, without effect.
+        add_special_tokens: of text-generation, whether the tokenizer's own are put around a prompt; None is True.
+        tokenizer_encode_kwargs: of text-generation, a dict of `truncation`, `max_length`, `padding` and
+            `add_special_tokens` that are for the prompt only, and win over those of the call.
         handle_long_generation: of text-generation, "hole" leaves out the beginning of a prompt that leaves too little
             room behind it.
         generate: the options of `generate`.
@@ -39,13 +46,20 @@ class WritingOptions:
     return_full_text: bool | None = None
     clean_up_tokenization_spaces: bool | None = None
     prefix: str = ""
-    truncation: bool = False
+    truncation: bool | str | None = None
+    padding: bool | str | None = None
+    add_special_tokens: bool | None = None
+    tokenizer_encode_kwargs: Mapping[str, Any] | None = None
     handle_long_generation: str | None = None
     generate: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.prefix, str):
             raise OptionError(f"prefix: expected a string, got {self.prefix!r}")
+        if not isinstance(self.tokenizer_encode_kwargs, Mapping | None):
+            raise OptionError(f"tokenizer_encode_kwargs: expected a dict, got {self.tokenizer_encode_kwargs!r:.60}")
+        one_of("add_special_tokens", self.special_tokens, (None, True, False))
+        _ = self.tokenizer_arguments
         if self.handle_long_generation not in (None, "hole"):
             raise OptionError(f"handle_long_generation: expected None or 'hole', got {self.handle_long_generation!r}")
         asked = [
@@ -53,6 +67,23 @@ class WritingOptions:
         ]
         if len(asked) > 1:
             raise OptionError(f"{asked[0]}: given beside {asked[1]}, expected one or the other")
+
+    @property
+    def special_tokens(self) -> bool | None:
+        """Whether special tokens are put around a prompt."""
+        return (self.tokenizer_encode_kwargs or {}).get("add_special_tokens", self.add_special_tokens)
+
+    @property
+    def tokenizer_arguments(self) -> TokenizerArguments:
+        """What is done with long prompts.
+
+        Raises:
+            OptionError: `tokenizer_encode_kwargs` has another entry, or a value is out of range.
+        """
+        called = {"truncation": self.truncation, "max_length": self.generate.get("max_length"), "padding": self.padding}
+        own = dict(self.tokenizer_encode_kwargs or {})
+        own.pop("add_special_tokens", None)
+        return TokenizerArguments.read({**called, **own}, "tokenizer_encode_kwargs")
 
 
 def writing_options(model: Any, task: str, defaults: Mapping[str, Any], *given: Mapping[str, Any]) -> WritingOptions:

@@ -10,7 +10,7 @@ A text is tokenised once, however many pairs it is part of, and no more of it th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from ..tokenizer_template import Template
 from .pieces import Pieces, pieces_of_ids
 from .task import Loaded
 
-__all__ = ["LONG_TEXTS", "Text", "tokenise_texts"]
+__all__ = ["LONG_TEXTS", "Text", "aggregated", "tokenise_texts"]
 
 LONG_TEXTS = ("truncate", "error", "chunk")
 
@@ -36,6 +36,7 @@ def tokenise_texts(
     long_texts: str = "truncate",
     overlap: int = 0,
     *,
+    in_pieces: int = -1,
     truncation: str = "longest_first",
     owners: Sequence[int] | np.ndarray | None = None,
 ) -> tuple[Pieces, dict[int, InputError]]:
@@ -45,16 +46,19 @@ def tokenise_texts(
         loaded: the model.
         texts: any strings. A pair whose second text is empty is still a pair.
         long_texts: what is done with those over `loaded.max_length`.
-        overlap: of "chunk", tokens that each piece repeats of the one before. Of a pair the second text is cut.
-        truncation: of pairs, "longest_first" or "only_first" as in transformers.
+        overlap: of "chunk", tokens that each piece repeats of the one before.
+        in_pieces: of "chunk", which text of a pair becomes pieces, 0 or the last one; each holds the other whole.
+        truncation: of pairs, "longest_first", "only_first" or "only_second" as in transformers.
         owners: the input that each text belongs to, ascending; by default every text is one.
 
     Raises:
         OptionError: special tokens and `overlap` leave no room for anything new.
     """
     owners = np.arange(len(texts)) if owners is None else np.asarray(owners, dtype=np.int64)
-    if long_texts == "chunk" or any(isinstance(text, tuple) for text in texts):
-        pieces, faults = _joined(loaded, texts, owners, long_texts == "chunk", overlap, truncation)
+    chunked = long_texts == "chunk"
+    if chunked or truncation == "only_second" or any(isinstance(text, tuple) for text in texts):
+        cut = _Cut(in_pieces if chunked else None, overlap, truncation)
+        pieces, faults = _joined(loaded, texts, owners, cut)
     else:
         tokens = loaded.tokenizer.encode([text for text in texts if isinstance(text, str)])
         pieces, faults = Pieces(tokens, owners), {}
@@ -65,13 +69,45 @@ def tokenise_texts(
     return pieces, faults
 
 
+def aggregated(scores: np.ndarray, firsts: np.ndarray, aggregate: str) -> np.ndarray:
+    """Scores of pieces `[pieces, ...]` to those of their texts `[texts, ...]`.
+
+    Args:
+        scores: finite.
+        firsts: the first piece of each text, see `Pieces.firsts`.
+        aggregate: "mean" or "max".
+    """
+    if len(firsts) == len(scores):
+        return scores
+    if aggregate == "max":
+        return np.maximum.reduceat(scores, firsts, axis=0)
+    sums = np.add.reduceat(scores, firsts, axis=0, dtype=np.float64)
+    counts = np.diff(firsts, append=len(scores)).reshape(-1, *[1] * (scores.ndim - 1))
+    return (sums / counts).astype(scores.dtype)
+
+
+class _Cut(NamedTuple):
+    """How texts are made to fit.
+
+    Attributes:
+        in_pieces: the text that becomes pieces; None cuts instead.
+        overlap: of pieces.
+        truncation: of what is cut.
+    """
+
+    in_pieces: int | None
+    overlap: int
+    truncation: str
+
+
 def _joined(
-    loaded: Loaded, texts: Sequence[Text], owners: np.ndarray, chunked: bool, overlap: int, truncation: str
+    loaded: Loaded, texts: Sequence[Text], owners: np.ndarray, how: _Cut
 ) -> tuple[Pieces, dict[int, InputError]]:
+    chunked = how.in_pieces is not None
     limit = loaded.max_length
     templates = {size: loaded.tokenizer.template(size) for size in {_size(text) for text in texts}}
     for template in templates.values():
-        _check_room(limit, template.special, overlap if chunked else 0)
+        _check_room(limit, template.special, how.overlap if chunked else 0)
     most = None if limit is None or chunked else limit
     parts = [(text,) if isinstance(text, str) else text for text in texts]
     distinct = list(dict.fromkeys(part for of_text in parts for part in of_text))
@@ -90,10 +126,10 @@ def _joined(
         try:
             if room is None or sum(map(len, contents)) <= room:
                 own = [contents]
-            elif chunked:
-                own = _chunks(contents, room, overlap)
+            elif how.in_pieces is not None:
+                own = _chunks(contents, room, how.overlap, how.in_pieces % len(contents))
             else:
-                own, truncated = [_truncated(loaded, of_text, contents, room, truncation)], True
+                own, truncated = [_truncated(loaded, of_text, contents, room, how.truncation)], True
         except InputError as error:
             faults[int(owners[place])] = error
             continue
@@ -102,7 +138,10 @@ def _joined(
         places += [place] * len(own)
         cut += [truncated] * len(own)
     repaired = [any(mended[number[part]] for part in parts[place]) for place in places]
-    return pieces_of_ids(ids, layouts, owners[places], types=loaded.typed, truncated=cut, repaired=repaired), faults
+    pieces = pieces_of_ids(
+        ids, layouts, owners[places], types=loaded.typed, truncated=cut, repaired=repaired, texts=places
+    )
+    return pieces, faults
 
 
 def _size(text: Text) -> int:
@@ -122,15 +161,14 @@ def _truncated(loaded: Loaded, texts: tuple[str, ...], ids: Ids, room: int, trun
     """The ids that are kept of one or two texts that together have more than `room`, as transformers keeps them."""
     keep = _last if loaded.spelling.truncation_side == "left" else _first
     if len(ids) == 1:
+        if truncation == "only_second":
+            raise InputError(f"the text has more than the {room} tokens that the model takes, and no second to cut")
         return (keep(ids[0], room),)
     first, second = ids
     if truncation == "only_first":
-        if len(second) >= room:
-            raise InputError(
-                f"the second text has {len(second)} tokens or more, which leaves the first none of the "
-                f"{room} that the model takes"
-            )
-        return keep(first, room - len(second)), second
+        return keep(first, _room_beside(second, "second", "first", room)), second
+    if truncation == "only_second":
+        return first, keep(second, _room_beside(first, "first", "second", room))
     half = room // 2
     shorter = min(len(first), len(second))
     if shorter <= half:
@@ -145,15 +183,25 @@ def _truncated(loaded: Loaded, texts: tuple[str, ...], ids: Ids, room: int, trun
     return keep(first, kept[0]), keep(second, kept[1])
 
 
-def _chunks(ids: Ids, room: int, overlap: int) -> list[Ids]:
-    """All of the last text, in pieces that each hold the others whole."""
-    *others, last = ids
-    room -= sum(map(len, others))
+def _room_beside(ids: np.ndarray, name: str, other: str, room: int) -> int:
+    if len(ids) >= room:
+        raise InputError(
+            f"the {name} text has {len(ids)} tokens or more, which leaves the {other} none of the {room} that the "
+            "model takes"
+        )
+    return room - len(ids)
+
+
+def _chunks(ids: Ids, room: int, overlap: int, place: int) -> list[Ids]:
+    """All of one text, in pieces that each hold the others whole."""
+    before, long, after = ids[:place], ids[place], ids[place + 1 :]
+    taken = sum(map(len, (*before, *after)))
+    room -= taken
     if room <= overlap:
-        taken = sum(map(len, others))
-        raise InputError(f"the first text has {taken} tokens, which leaves no room for pieces of the second")
-    starts = range(0, max(len(last) - overlap, 1), room - overlap)
-    return [(*others, last[start : start + room]) for start in starts]
+        one, other = ("first", "second") if before else ("second", "first")
+        raise InputError(f"the {one} text has {taken} tokens, which leaves no room for pieces of the {other}")
+    starts = range(0, max(len(long) - overlap, 1), room - overlap)
+    return [(*before, long[start : start + room], *after) for start in starts]
 
 
 def _first(ids: np.ndarray, count: int) -> np.ndarray:

@@ -10,8 +10,8 @@ import numpy as np
 
 from ..batch import PackedBatch
 from ..errors import InputError, NotFiniteError
-from .long_texts import tokenise_texts
-from .options import one_of
+from .long_texts import LONG_TEXTS, aggregated, tokenise_texts
+from .options import at_least, one_of
 from .pieces import Pieces
 from .task import Task
 from .text_inputs import described, read_grouped
@@ -32,13 +32,21 @@ class ChoiceOptions:
     """Of a call.
 
     Attributes:
-        long_texts: of a prompt with a choice, "truncate" the longer of the two, or "error".
+        long_texts: of a prompt with a choice, "truncate" the longer of the two, "error", or "chunk": the prompt is seen
+            whole, in pieces that each stand beside the whole choice.
+        overlap: of "chunk", tokens that a piece repeats of the one before.
+        aggregate: of "chunk", what becomes of the logits of a choice's pieces before they are made probabilities:
+            "mean" or "max".
     """
 
     long_texts: str = "truncate"
+    overlap: int = 0
+    aggregate: str = "mean"
 
     def __post_init__(self) -> None:
-        one_of("long_texts", self.long_texts, ("truncate", "error"))
+        one_of("long_texts", self.long_texts, LONG_TEXTS)
+        at_least("overlap", self.overlap, 0)
+        one_of("aggregate", self.aggregate, ("mean", "max"))
 
 
 class MultipleChoice(Task[Question, ChoiceOptions]):
@@ -63,10 +71,10 @@ class MultipleChoice(Task[Question, ChoiceOptions]):
         return [Question(prompt, choices) for prompt, choices in found], single
 
     def tokenise(self, items: Sequence[Question], options: ChoiceOptions) -> tuple[Pieces, dict[int, InputError]]:
-        """A piece of each choice, the prompt before it."""
+        """A piece of each choice, the prompt before it, or several where prompts are chunked."""
         pairs = [(item.prompt, choice) for item in items for choice in item.choices]
         owners = np.repeat(np.arange(len(items)), [len(item.choices) for item in items])
-        return tokenise_texts(self.loaded, pairs, options.long_texts, owners=owners)
+        return tokenise_texts(self.loaded, pairs, options.long_texts, options.overlap, in_pieces=0, owners=owners)
 
     def score(self, batch: PackedBatch, options: ChoiceOptions) -> Sequence[float]:
         """The logit of each piece."""
@@ -80,6 +88,7 @@ class MultipleChoice(Task[Question, ChoiceOptions]):
         logits = np.asarray(scores, dtype=np.float64)
         if not np.isfinite(logits).all():
             raise NotFiniteError("the model gave NaN or infinity; expected finite scores")
+        logits = aggregated(logits, pieces.firsts(place), options.aggregate)
         raised = np.exp(logits - logits.max())
         chances = (raised / raised.sum()).tolist()
         best = int(logits.argmax())

@@ -12,6 +12,12 @@ __all__ = ["at_least", "one_of", "read_options"]
 
 T = TypeVar("T")
 
+OF_TOKENIZERS = ("max_length", "truncation", "tokenizer_kwargs")
+"""Arguments that transformers' pipelines take for some tasks only."""
+
+OF_LENGTH = ("tokenizer_kwargs", "max_length", "max_seq_len", "doc_stride", "long_texts", "overlap", "stride")
+"""Options that say what is done with long texts."""
+
 
 def read_options(kind: type[T], task: str, *given: Mapping[str, Any]) -> T:
     """The options that a call names; of two mappings that name the same one the later counts.
@@ -23,7 +29,9 @@ def read_options(kind: type[T], task: str, *given: Mapping[str, Any]) -> T:
     known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     for name in merged:
         if name not in known:
-            raise OptionError(f"{task}: {name}: no such option; expected one of {', '.join(known) or 'none'}")
+            instead = [option for option in OF_LENGTH if option in known] if name in OF_TOKENIZERS else []
+            hint = f" (for long texts: {', '.join(instead)})" if instead else ""
+            raise OptionError(f"{task}: {name}: no such option{hint}; expected one of {', '.join(known) or 'none'}")
     return kind(**merged)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from tokenizers import Encoding
@@ -23,11 +23,13 @@ class Pieces:
         tokens: the ids of every piece.
         owners: int64 `[pieces]`, the input that each piece belongs to, ascending; an input may have none.
         encodings: the library's encoding of each piece, where a task has to find the way back to characters.
+        texts: int64 `[pieces]`, ascending: the text that each piece is of, where an input may have several; else empty.
     """
 
     tokens: TokenizedTexts
     owners: np.ndarray
     encodings: Sequence[Encoding] = ()
+    texts: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -41,6 +43,11 @@ class Pieces:
         own = self.of(item)
         return self.encodings[own.start : own.stop]
 
+    def firsts(self, item: int) -> np.ndarray:
+        """int64 `[texts]`: among the pieces of one input, the first of each of its texts."""
+        own = self.of(item)
+        return np.flatnonzero(np.diff(self.texts[own.start : own.stop], prepend=-1))
+
     def without(self, items: Iterable[int]) -> Pieces:
         """Only the pieces of other inputs than these."""
         kept = ~np.isin(self.owners, list(items))
@@ -52,7 +59,7 @@ class Pieces:
             tokens.input_ids[on], tokens.lengths[kept], types, tokens.truncated[kept], tokens.repaired[kept]
         )
         encodings = [encoding for encoding, keep in zip(self.encodings, kept, strict=False) if keep]
-        return Pieces(left, self.owners[kept], encodings)
+        return Pieces(left, self.owners[kept], encodings, self.texts[kept[: len(self.texts)]])
 
     def truncated(self, items: int) -> np.ndarray:
         """bool `[items]`: which inputs lost tokens."""
@@ -107,6 +114,7 @@ def pieces_of_ids(
     types: bool,
     truncated: Sequence[bool],
     repaired: Sequence[bool],
+    texts: Sequence[int] = (),
 ) -> Pieces:
     """Pieces of ids that were put together here.
 
@@ -117,6 +125,7 @@ def pieces_of_ids(
         types: whether the model has token types.
         truncated: which pieces lack tokens that no other piece of their input has.
         repaired: which pieces had surrogates replaced.
+        texts: the text that each piece is of, ascending.
     """
     joined = [template.joined(texts) for template, texts in zip(templates, ids, strict=True)]
     kinds = None
@@ -130,4 +139,4 @@ def pieces_of_ids(
         truncated=np.asarray(truncated, dtype=bool),
         repaired=np.asarray(repaired, dtype=bool),
     )
-    return Pieces(tokens, np.asarray(owners, dtype=np.int64))
+    return Pieces(tokens, np.asarray(owners, dtype=np.int64), texts=np.asarray(texts, dtype=np.int64))

@@ -150,7 +150,7 @@ class QuestionAnswering(Task[Question, QuestionAnsweringOptions]):
         for piece, spans in zip(pieces.of(place), scores, strict=True):
             if not np.isfinite([spans.null, *spans.scores]).all():
                 raise NotFiniteError("the model gave NaN or infinity; expected finite scores")
-            first = int(pieces.firsts[piece])
+            first = int(pieces.firsts_of_context[piece])
             for score, start, end in zip(spans.scores.tolist(), spans.starts, spans.ends, strict=True):
                 encoding = pieces.encodings[piece]
                 begin, stop = self._characters(encoding, first + int(start), first + int(end), options.align_to_words)

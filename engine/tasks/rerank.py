@@ -15,9 +15,10 @@ from ..batch import PackedBatch
 from ..embedding.pooling import ACTIVATIONS
 from ..errors import InputError, NotFiniteError, OptionError
 from ..folders.cross_encoder import CrossEncoderFolder, read_cross_encoder_folder
-from .long_texts import tokenise_texts
+from .long_texts import LONG_TEXTS, aggregated, tokenise_texts
 from .options import at_least, one_of, read_options
 from .pieces import Pieces
+from .scores import sigmoid
 from .task import Task
 from .text_inputs import read_grouped, read_pairs
 
@@ -42,7 +43,11 @@ class PredictOptions:
         apply_softmax: whether scores of several labels are then made to add up to 1.
         prompt_name: of the folder's prompts, put before the query; None is the folder's default.
         prompt: the prompt itself; wins over `prompt_name`.
-        long_texts: "truncate" the longer of query and document, or "error".
+        long_texts: "truncate" the longer of query and document, "error", or "chunk": the document is seen whole, in
+            pieces that each stand beside the whole query.
+        overlap: of "chunk", tokens that a piece repeats of the one before.
+        aggregate: of "chunk", what becomes of the scores of a document's pieces: "max", since a document answers a
+            query where any part of it does, or "mean".
     """
 
     activation_fn: str | Callable[[Tensor], Tensor] | None = None
@@ -50,6 +55,8 @@ class PredictOptions:
     prompt_name: str | None = None
     prompt: str | None = None
     long_texts: str = "truncate"
+    overlap: int = 0
+    aggregate: str = "max"
 
     def __post_init__(self) -> None:
         if isinstance(self.activation_fn, str):
@@ -57,7 +64,9 @@ class PredictOptions:
         elif self.activation_fn is not None and not callable(self.activation_fn):
             raise OptionError(f"activation_fn: expected a name or a function, got {self.activation_fn!r:.60}")
         one_of("apply_softmax", self.apply_softmax, (True, False))
-        one_of("long_texts", self.long_texts, ("truncate", "error"))
+        one_of("long_texts", self.long_texts, LONG_TEXTS)
+        at_least("overlap", self.overlap, 0)
+        one_of("aggregate", self.aggregate, ("max", "mean"))
 
 
 @dataclass(frozen=True)
@@ -166,11 +175,11 @@ class Rerank(Task[Ranking, PredictOptions]):
         return [Ranking(query, documents) for query, documents in found], single
 
     def tokenise(self, items: Sequence[Ranking], options: PredictOptions) -> tuple[Pieces, dict[int, InputError]]:
-        """A piece of each document, the query before it."""
+        """A piece of each document, the query before it, or several where documents are chunked."""
         prompt = self._prompt(options)
         pairs = [(prompt + item.query, document) for item in items for document in item.documents]
         owners = np.repeat(np.arange(len(items)), [len(item.documents) for item in items])
-        return tokenise_texts(self.loaded, pairs, options.long_texts, owners=owners)
+        return tokenise_texts(self.loaded, pairs, options.long_texts, options.overlap, owners=owners)
 
     def score(self, batch: PackedBatch, options: PredictOptions) -> Sequence[np.ndarray]:
         """float32 `[labels]` of each piece."""
@@ -184,12 +193,16 @@ class Rerank(Task[Ranking, PredictOptions]):
         self, item: Ranking, place: int, pieces: Pieces, scores: Sequence[np.ndarray], options: PredictOptions
     ) -> Any:
         """The ranking, or for `predict` float32 `[documents, labels]`."""
-        for document, score in enumerate(scores):
-            if not np.isfinite(score).all():
-                raise NotFiniteError(f"document {document}: the model gave NaN or infinity; expected finite scores")
+        whole = np.stack(scores) if scores else np.empty((0, self.loaded.config.num_labels), dtype=np.float32)
+        firsts = pieces.firsts(place)
+        bad = np.flatnonzero(~np.isfinite(whole).all(axis=1))
+        if len(bad):
+            document = int(np.searchsorted(firsts, bad[0], side="right")) - 1
+            raise NotFiniteError(f"document {document}: the model gave NaN or infinity; expected finite scores")
+        whole = aggregated(whole, firsts, options.aggregate)
         if not isinstance(options, RerankOptions):
-            return np.stack(scores)
-        numbers = [float(score[0]) for score in scores]
+            return whole
+        numbers = whole[:, 0].tolist()
         order = sorted(range(len(numbers)), key=numbers.__getitem__, reverse=True)[: options.top_k]
         found = [{"corpus_id": row, "score": numbers[row]} for row in order]
         if options.return_documents:
@@ -201,6 +214,8 @@ class Rerank(Task[Ranking, PredictOptions]):
         if chosen is None:
             default = "sigmoid" if self.loaded.config.num_labels == 1 else "identity"
             chosen = self.cross_encoder.activation or default
+        if chosen == "sigmoid":
+            return sigmoid
         return ACTIVATIONS[chosen] if isinstance(chosen, str) else chosen
 
     def _prompt(self, options: PredictOptions) -> str:

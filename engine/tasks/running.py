@@ -33,6 +33,7 @@ def run_pieces(
     batch_size: int | None = None,
     stats: EncodeStats,
     on_batch: Callable[[int, int], None] | None = None,
+    alike: bool = False,
 ) -> list[Any]:
     """What `score` says of each piece, in the order of the pieces; an InputError of one that no memory is enough for.
 
@@ -45,6 +46,7 @@ def run_pieces(
         batch_size: most pieces in a batch, or None.
         stats: counters to add to.
         on_batch: called with (pieces, tokens) after each batch.
+        alike: as of `Workers.at_once`.
     """
 
     everywhere = np.arange(len(tokens))
@@ -61,7 +63,7 @@ def run_pieces(
 
     total = int(tokens.lengths.sum())
     # Another device runs one batch at a time; its host side is the caller's thread.
-    at_once = workers.at_once(total // token_budget) if device.type == "cpu" else 1
+    at_once = workers.at_once(total // token_budget, alike) if device.type == "cpu" else 1
     planned = (
         (rows[start : start + (batch_size or len(rows))],)
         for rows in plan_batches(tokens.lengths, token_budget, at_once=at_once)

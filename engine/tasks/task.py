@@ -73,13 +73,17 @@ class Loaded:
         return self.tokenizer.max_length
 
     def limited(self, max_length: int | None) -> Loaded:
-        """The same with fewer tokens a text, where that is fewer.
-
-        Raises:
-            OptionError: it leaves no room for the special tokens.
-        """
-        if max_length is None or (self.max_length is not None and max_length >= self.max_length):
+        """The same with so many tokens a text, or as many as the model has positions for; None changes nothing."""
+        longest = self.model.base_model.longest
+        if max_length is None:
             return self
+        return self._with_length(max_length if longest is None else min(max_length, longest))
+
+    def whole(self) -> Loaded:
+        """The same with as many tokens a text as the model has positions for, whatever the tokenizer's settings say."""
+        return self._with_length(self.model.base_model.longest)
+
+    def _with_length(self, max_length: int | None) -> Loaded:
         tokenizer = copy.copy(self.tokenizer)
         tokenizer.max_length = max_length
         return replace(self, tokenizer=tokenizer)
@@ -246,6 +250,7 @@ class Task(ABC, Generic[Item, Options]):
                 batch_size=self.batch_size if batch_size is None else batch_size,
                 stats=stats,
                 on_batch=on_batch,
+                alike=self.loaded.model.deterministic,
             )
             for place, item in enumerate(window):
                 found = scores[pieces.of(place).start : pieces.of(place).stop]

@@ -8,13 +8,17 @@ from typing import Any, ClassVar
 import torch
 
 from ..batch import PackedBatch
-from ..errors import InputError
+from ..errors import InputError, OptionError
 from .generating import WritingOptions, writing_options, written_rows
 from .pieces import Pieces, pieces_of_encodings
 from .task import Task
 from .text_inputs import read_single_texts
 
 __all__ = ["Summarization", "Text2TextGeneration"]
+
+
+OF_PROMPTS = ("padding", "add_special_tokens", "tokenizer_encode_kwargs", "handle_long_generation", "return_full_text")
+"""Options of text-generation alone."""
 
 
 class Text2TextGeneration(Task[str, WritingOptions]):
@@ -33,6 +37,11 @@ class Text2TextGeneration(Task[str, WritingOptions]):
 
     def options(self, given: Mapping[str, Any]) -> WritingOptions:
         """Those of the call before the model's own."""
+        for name in OF_PROMPTS:
+            if name in given or name in self.defaults:
+                raise OptionError(
+                    f"{self.name}: {name}: no such option, it is of text-generation; for long texts: truncation"
+                )
         return writing_options(
             self.loaded.model, self.name, {"max_new_tokens": 256, "num_beams": 4}, self.defaults, given
         )
@@ -44,7 +53,8 @@ class Text2TextGeneration(Task[str, WritingOptions]):
     def tokenise(self, items: Sequence[str], options: WritingOptions) -> tuple[Pieces, dict[int, InputError]]:
         """A piece of each text; one without a token cannot be read."""
         loaded = self.loaded
-        limit = loaded.max_length if options.truncation else loaded.model.base_model.longest
+        cut = options.truncation not in (None, False, "do_not_truncate")
+        limit = loaded.max_length if cut else loaded.model.base_model.longest
         found = loaded.spelling(
             [options.prefix + item for item in items],
             truncation=limit is not None,
@@ -53,9 +63,9 @@ class Text2TextGeneration(Task[str, WritingOptions]):
             verbose=False,
         )
         encodings = found.encodings or []
-        cut = [bool(encoding.overflowing) for encoding in encodings]
+        lost = [bool(encoding.overflowing) for encoding in encodings]
         empty = {row: InputError("no token to read") for row, encoding in enumerate(encodings) if not len(encoding)}
-        return pieces_of_encodings(encodings, range(len(items)), types=False, truncated=cut), empty
+        return pieces_of_encodings(encodings, range(len(items)), types=False, truncated=lost), empty
 
     def score(self, batch: PackedBatch, options: WritingOptions) -> Sequence[list[list[int]] | InputError]:
         """The ids that are written about each text, the start token in front."""

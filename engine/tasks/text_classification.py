@@ -15,8 +15,10 @@ from ..errors import InputError, NotFiniteError
 from .long_texts import LONG_TEXTS, Text, tokenise_texts
 from .options import at_least, one_of
 from .pieces import Pieces
+from .scores import sigmoid
 from .task import Task
 from .text_inputs import read_texts
+from .tokenizer_arguments import TokenizerArguments
 
 __all__ = ["ClassificationOptions", "TextClassification", "activated", "activation_of"]
 
@@ -36,8 +38,7 @@ class ClassificationOptions:
         overlap: of "chunk", tokens that a piece repeats of the one before.
         aggregate: of "chunk", what becomes of the scores of the pieces: "mean", "max", or "each" for a list of answers,
             one a piece.
-        max_length: tokens that the model sees of a text, or of a piece, where that is fewer than it takes.
-        truncation, padding: as transformers' pipeline takes them; what they ask for is done anyway.
+        truncation, max_length, padding: see tokenizer_arguments.py; of "chunk", `max_length` is that of a piece.
     """
 
     top_k: int | str | None = ""
@@ -45,14 +46,12 @@ class ClassificationOptions:
     long_texts: str = "truncate"
     overlap: int = 0
     aggregate: str = "mean"
-    max_length: int | None = None
     truncation: bool | str | None = None
+    max_length: int | None = None
     padding: bool | str | None = None
 
     def __post_init__(self) -> None:
-        one_of("truncation", self.truncation, (None, True, False, "longest_first", "do_not_truncate"))
-        if self.max_length is not None:
-            at_least("max_length", self.max_length, 1)
+        _ = self.tokenizer_arguments
         if self.top_k not in ("", None):
             at_least("top_k", self.top_k, 1)
         if self.function_to_apply is not None:
@@ -62,6 +61,15 @@ class ClassificationOptions:
         one_of("long_texts", self.long_texts, LONG_TEXTS)
         one_of("aggregate", self.aggregate, ("mean", "max", "each"))
         at_least("overlap", self.overlap, 0)
+
+    @property
+    def tokenizer_arguments(self) -> TokenizerArguments:
+        """Those that a tokenizer knows.
+
+        Raises:
+            OptionError: one of them is out of range.
+        """
+        return TokenizerArguments(self.truncation, self.max_length, self.padding)
 
 
 class TextClassification(Task[Text, ClassificationOptions]):
@@ -87,7 +95,8 @@ class TextClassification(Task[Text, ClassificationOptions]):
 
     def tokenise(self, items: Sequence[Text], options: ClassificationOptions) -> tuple[Pieces, dict[int, InputError]]:
         """A piece of each text, or several where they are chunked."""
-        return tokenise_texts(self.loaded.limited(options.max_length), items, options.long_texts, options.overlap)
+        loaded, long_texts, truncation = options.tokenizer_arguments.applied(self.loaded, options.long_texts)
+        return tokenise_texts(loaded, items, long_texts, options.overlap, truncation=truncation)
 
     def score(self, batch: PackedBatch, options: ClassificationOptions) -> Sequence[np.ndarray]:
         """float32 `[labels]` of each piece."""
@@ -133,4 +142,4 @@ def activated(logits: Tensor, activation: str) -> Tensor:
     """`[rows, labels]` to scores of the same shape."""
     if activation == "softmax":
         return torch.softmax(logits, dim=-1)
-    return logits.sigmoid() if activation == "sigmoid" else logits
+    return sigmoid(logits) if activation == "sigmoid" else logits

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
+from tokenizers import Encoding
 
 from ..batch import PackedBatch, TokenizedTexts
 from ..errors import InputError
@@ -46,10 +47,11 @@ class TextGeneration(Task[str, WritingOptions]):
             config=self.loaded.config.to_dict(),
             generation_config=self.loaded.model.generation_config,
         )
-        found = self.loaded.spelling([options.prefix + item for item in items], verbose=False)["input_ids"]
+        prompts = self._encoded([options.prefix + item for item in items], options)
         rows: list[list[int]] = []
         faults: dict[int, InputError] = {}
-        for place, ids in enumerate(found):
+        for place, encoding in enumerate(prompts):
+            ids = encoding.ids
             wanted = lengths.max_new_tokens
             new = lengths.longest(len(ids)) - len(ids) if wanted is None else wanted
             if limit is not None and options.handle_long_generation == "hole" and 0 < new < limit < len(ids) + new:
@@ -60,8 +62,24 @@ class TextGeneration(Task[str, WritingOptions]):
             rows.append(ids)
         sizes = np.fromiter(map(len, rows), dtype=np.int32, count=len(rows))
         whole = np.fromiter((token for ids in rows for token in ids), dtype=np.int32, count=int(sizes.sum()))
-        cut = np.fromiter((len(a) < len(b) for a, b in zip(rows, found, strict=True)), dtype=bool, count=len(rows))
+        lost = (bool(one.overflowing) or len(ids) < len(one) for ids, one in zip(rows, prompts, strict=True))
+        cut = np.fromiter(lost, dtype=bool, count=len(rows))
         return pieces_of_texts(TokenizedTexts(whole, sizes, None, cut, np.zeros(len(rows), dtype=bool))), faults
+
+    def _encoded(self, prompts: Sequence[str], options: WritingOptions) -> Sequence[Encoding]:
+        arguments = options.tokenizer_arguments
+        limit = None
+        if arguments.strategy not in (None, "do_not_truncate"):
+            limit = self.loaded.limited(arguments.max_length).max_length
+        found = self.loaded.spelling(
+            prompts,
+            truncation=limit is not None,
+            max_length=limit,
+            return_overflowing_tokens=False,
+            add_special_tokens=options.special_tokens is not False,
+            verbose=False,
+        )
+        return found.encodings or []
 
     def score(self, batch: PackedBatch, options: WritingOptions) -> Sequence[list[list[int]] | InputError]:
         """The ids that are written behind each prompt."""

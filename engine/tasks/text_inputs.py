@@ -27,17 +27,24 @@ def read_texts(inputs: Any) -> tuple[list[Text], bool]:
     return [_read_text(value, f"row {row}: ") for row, value in enumerate(inputs)], False
 
 
-def read_single_texts(inputs: Any) -> tuple[list[str], bool]:
-    """As `read_texts`, for tasks that have no pairs: a str, or an iterable of them."""
-    if isinstance(inputs, str):
-        return [inputs], True
+def read_single_texts(inputs: Any, *, called: str = "inputs", empty: bool = True) -> tuple[list[str], bool]:
+    """As `read_texts`, for tasks that have no pairs: a str, or an iterable of them.
+
+    Args:
+        inputs: what the caller gave.
+        called: what messages call it.
+        empty: whether a text may be "".
+    """
+    single = isinstance(inputs, str)
     if isinstance(inputs, bytes | Mapping) or not hasattr(inputs, "__iter__"):
-        raise InputError(f"inputs: expected a text or a list of them, got {described(inputs)}")
-    rows = list(inputs)
+        raise InputError(f"{called}: expected a text or a list of them, got {described(inputs)}")
+    rows = [inputs] if single else list(inputs)
     for row, text in enumerate(rows):
         if not isinstance(text, str):
             raise InputError(f"row {row}: expected a string, got {described(text)}")
-    return rows, False
+        if not (text or empty):
+            raise InputError(f"row {row}: expected a text, got an empty one")
+    return rows, single
 
 
 def read_pairs(inputs: Any) -> tuple[list[tuple[str, str]], bool]:

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from ..batch import PackedBatch
 from ..errors import InputError, NotFiniteError, OptionError
-from .long_texts import tokenise_texts
-from .options import one_of
+from .long_texts import LONG_TEXTS, aggregated, tokenise_texts
+from .options import at_least, one_of
 from .pieces import Pieces
 from .task import Task
-from .text_inputs import described
+from .text_inputs import read_single_texts
 
 __all__ = ["ZeroShotClassification", "ZeroShotOptions"]
 
@@ -35,13 +35,19 @@ class ZeroShotOptions:
         candidate_labels: a list, or a str in which commas separate them.
         hypothesis_template: the sentence about a label, with `{}` where the label belongs.
         multi_label: whether each label is scored by itself, not against the others.
-        long_texts: "truncate" the text, never the label's sentence, or "error".
+        long_texts: "truncate" the text, never the label's sentence, "error", or "chunk": the text is seen whole, in
+            pieces that each stand beside the whole sentence.
+        overlap: of "chunk", tokens that a piece repeats of the one before.
+        aggregate: of "chunk", what becomes of the logits of a label's pieces before they are made probabilities:
+            "mean", or "max", those of the piece that speaks most for the label.
     """
 
     candidate_labels: Sequence[str] | str = ()
     hypothesis_template: str = "This example is {}."
     multi_label: bool = False
     long_texts: str = "truncate"
+    overlap: int = 0
+    aggregate: str = "mean"
 
     def __post_init__(self) -> None:
         labels = self.candidate_labels
@@ -51,7 +57,9 @@ class ZeroShotOptions:
             raise OptionError(f"candidate_labels: expected one label or more, got {self.candidate_labels!r:.60}")
         object.__setattr__(self, "candidate_labels", tuple(labels))
         one_of("multi_label", self.multi_label, (True, False))
-        one_of("long_texts", self.long_texts, ("truncate", "error"))
+        one_of("long_texts", self.long_texts, LONG_TEXTS)
+        at_least("overlap", self.overlap, 0)
+        one_of("aggregate", self.aggregate, ("mean", "max"))
         if not isinstance(self.hypothesis_template, str) or self._made_of(labels[0]) == self.hypothesis_template:
             found = self.hypothesis_template
             raise OptionError(f"hypothesis_template: expected a sentence with {{}} for the label, got {found!r:.80}")
@@ -92,21 +100,22 @@ class ZeroShotClassification(Task[str, ZeroShotOptions]):
 
     def read(self, inputs: Any, others: Mapping[str, Any]) -> tuple[list[str], bool]:
         """One text or a list of them; an empty one is refused, as in transformers."""
-        inputs = others.get("sequences", inputs)
-        if isinstance(inputs, bytes | Mapping) or not hasattr(inputs, "__iter__"):
-            raise InputError(f"sequences: expected a text or a list of them, got {described(inputs)}")
-        rows = [inputs] if isinstance(inputs, str) else list(inputs)
-        for row, text in enumerate(rows):
-            if not isinstance(text, str) or not text:
-                raise InputError(f"row {row}: expected a text, got {described(text)}")
-        return rows, isinstance(inputs, str)
+        return read_single_texts(others.get("sequences", inputs), called="sequences", empty=False)
 
     def tokenise(self, items: Sequence[str], options: ZeroShotOptions) -> tuple[Pieces, dict[int, InputError]]:
-        """A piece of each text and label."""
+        """A piece of each text and label, or several where texts are chunked."""
         hypotheses = options.hypotheses
         pairs = [(text, hypothesis) for text in items for hypothesis in hypotheses]
         owners = np.repeat(np.arange(len(items)), len(hypotheses))
-        return tokenise_texts(self.loaded, pairs, options.long_texts, truncation="only_first", owners=owners)
+        return tokenise_texts(
+            self.loaded,
+            pairs,
+            options.long_texts,
+            options.overlap,
+            in_pieces=0,
+            truncation="only_first",
+            owners=owners,
+        )
 
     def score(self, batch: PackedBatch, options: ZeroShotOptions) -> Sequence[np.ndarray]:
         """float32 `[2]` of each piece: the logits of contradiction and of entailment."""
@@ -121,10 +130,10 @@ class ZeroShotClassification(Task[str, ZeroShotOptions]):
         if not np.isfinite(logits).all():
             raise NotFiniteError("the model gave NaN or infinity; expected finite scores")
         labels = options.candidate_labels
-        if options.multi_label or len(labels) == 1:
-            chances = _softmax(logits, axis=1)[:, 1]
-        else:
-            chances = _softmax(logits[:, 1], axis=0)
+        alone = options.multi_label or len(labels) == 1
+        if options.long_texts == "chunk":
+            logits = _of_labels(logits, pieces.firsts(place), options.aggregate, alone)
+        chances = _softmax(logits, axis=1)[:, 1] if alone else _softmax(logits[:, 1], axis=0)
         # Equal scores in the order that transformers gives them.
         order = np.argsort(chances, kind="stable")[::-1]
         return {
@@ -141,6 +150,25 @@ class ZeroShotClassification(Task[str, ZeroShotOptions]):
                 return index
         logger.warning("%s: label2id names no entailment; the last label is taken for it", self.loaded.folder)
         return -1
+
+
+def _of_labels(logits: np.ndarray, firsts: np.ndarray, aggregate: str, alone: bool) -> np.ndarray:
+    """Logits of pieces `[pieces, 2]` to those of their labels `[labels, 2]`.
+
+    Args:
+        logits: of contradiction and of entailment.
+        firsts: the first piece of each label.
+        aggregate: "mean" or "max".
+        alone: whether a label is scored against its contradiction, not against the other labels.
+    """
+    if aggregate == "mean":
+        return aggregated(logits, firsts, "mean")
+    # Both logits of one piece: the highest of each by itself would weigh one part of a text against another.
+    found = []
+    for part in np.split(logits, firsts[1:]):
+        support = part[:, 1] - part[:, 0] if alone else part[:, 1]
+        found.append(part[support.argmax()])
+    return np.stack(found)
 
 
 def _softmax(logits: np.ndarray, axis: int) -> np.ndarray:

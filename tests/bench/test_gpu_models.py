@@ -136,7 +136,8 @@ def test_what_is_measured_adds_up_and_reads_as_measured() -> None:
         for row in figures["timed"].values():
             assert row["ms"]["p20"] <= row["ms"]["median"] <= row["ms"]["p80"]
             tokens = figures["tokens"] / texts
-            assert row["tokens_per_second"] == pytest.approx(tokens / row["ms"]["median"] * 1e3, rel=0.01)
+            rate = tokens / row["ms"]["median"] * 1e3  # recorded in whole tokens
+            assert row["tokens_per_second"] == pytest.approx(rate, rel=0.01, abs=0.5)
             assert row["cosine"] >= 0.999
         assert figures["timed"][models.OURS]["ratio"] == 1.0
         best = min((SDPA, EAGER), key=lambda name: figures["timed"][name]["ms"]["median"])

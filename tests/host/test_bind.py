@@ -308,7 +308,7 @@ def test_backend_and_determinism_are_kept_when_bound_again(block: OneLinear) -> 
     assert block.op.resolution is not None
     assert block.op.resolution.impl.name == "eager"
     asked = ("backend='eager' was asked for",)
-    assert block.op.resolution.rejected == (("triton", asked), ("cpu", asked))
+    assert block.op.resolution.rejected == (("triton", asked), ("cpu", asked), ("cpu_fixed", asked))
 
 
 def adjacent(parameters: tuple[Tensor, ...]) -> bool:

@@ -241,25 +241,31 @@ def test_a_named_backend_passes_over_better_rows_and_says_so() -> None:
         ("flash_attn", ("backend='eager' was asked for",)),
         ("torch_varlen", ("backend='eager' was asked for",)),
         ("cpu", ("backend='eager' was asked for",)),
+        ("cpu_fixed", ("backend='eager' was asked for",)),
     )
 
 
 def test_deterministic_takes_only_rows_that_promise_it() -> None:
     resolution = resolve(call(deterministic=True))
-    assert resolution.impl.name == "eager"
-    assert resolution.impl.deterministic
+    assert resolution.impl.name == "cpu_fixed"
     assert any("deterministic=True" in reason for reason in reasons(resolution, "cpu"))
-    for op in ("norm", "embed", "pool"):
-        assert resolve(call(op, deterministic=True)).impl.deterministic
+    for op in ("attention", "decode_attention", "linear", "mlm_head", "norm", "rms_norm", "embed", "rope", "pool"):
+        for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+            assert resolve(call(op, dtype=dtype, deterministic=True)).impl.deterministic
 
 
-@pytest.mark.parametrize("backend", ["auto", "eager", "cpu"])
-def test_deterministic_linear_is_refused_with_reasons(backend: str) -> None:
-    message = refusal(call("linear", deterministic=True), backend)
+def test_rows_for_deterministic_serve_nobody_else() -> None:
+    for op in ("attention", "linear", "mlm_head"):
+        assert "needs deterministic=True, got deterministic=False" in refusal(call(op), "cpu_fixed")
+
+
+@pytest.mark.parametrize(("device", "backend"), [("cuda", "auto"), ("cpu", "eager"), ("cpu", "cpu")])
+def test_deterministic_linear_is_refused_with_reasons(device: str, backend: str) -> None:
+    message = refusal(call("linear", device, deterministic=True, sm=75 if device == "cuda" else None), backend)
     assert "linear" in message
     assert "needs a row that promises deterministic=True" in message
     if backend == "auto":
-        assert message.index("cpu: ") < message.index("eager: ")
+        assert message.index("triton: ") < message.index("cpu_fixed: ") < message.index("eager: ")
 
 
 def test_unknown_op_and_unknown_backend_list_what_is_known() -> None:
@@ -366,7 +372,7 @@ def test_a_row_that_is_named_is_not_asked_whether_it_defers(modest: str) -> None
 
 def test_a_row_that_defers_serves_where_no_row_below_can(modest: str) -> None:
     first, *others = TABLE["linear"]
-    TABLE["linear"] = (replace(first, deterministic=True), *others)
+    TABLE["linear"] = (replace(first, deterministic=True), *(row for row in others if row.name != "cpu_fixed"))
     resolution = resolve(call("linear", epilogue="none", deterministic=True))
     assert resolution.impl.name == modest
     assert resolution.rejected == ()

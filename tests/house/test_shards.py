@@ -1,7 +1,8 @@
-"""`tests/shards.py`: every test in one share and no other, and a failure in any share is a failure."""
+"""`tests/shards.py`: every test is run by one process and no other, and a failure in any is a failure."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -10,45 +11,54 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDER = "tests/host"
-FILE = "test_op_linear.py"
+SIZES = {"a": 9, "b": 2, "c": 3, "d": 3}
+BODY = """import os
+from pathlib import Path
+
+import pytest
 
 
-def collected(*options: str) -> list[str]:
-    command = [sys.executable, "-m", "pytest", f"{FOLDER}/{FILE}", "--collect-only", "-q", *options]
-    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120)
-    return [line for line in found.stdout.splitlines() if line.startswith(FOLDER)]
+@pytest.fixture(scope="module")
+def made(request: pytest.FixtureRequest) -> None:
+    record("made", request.path.stem)
 
 
-def test_each_test_is_in_one_share() -> None:
-    whole = collected()
-    shares = [collected(f"--shard={number}/3") for number in range(3)]
-    assert len(whole) > 10
-    assert sorted(test for share in shares for test in share) == sorted(whole)
-    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+@pytest.mark.usefixtures("made")
+@pytest.mark.parametrize("n", range({size}))
+def test_n(n: int) -> None:
+    record("run", Path(__file__).stem, n)
 
 
-def test_whole_files_are_in_one_share_each(tmp_path: Path) -> None:
-    """On files that are quick to collect: one of many tests and three of few."""
-    sizes = {"a": 9, "b": 2, "c": 3, "d": 3}
+def record(*what: object) -> None:
+    with open(os.environ["SHARDS_RECORD"], "a") as file:
+        file.write(" ".join(map(str, what)) + "\\n")
+"""
+
+
+@pytest.mark.parametrize("options", [(), ("--whole-files",)])
+def test_each_test_is_run_once(tmp_path: Path, options: tuple[str, ...]) -> None:
+    """On files that are quick to collect: one of many tests and three of few; three processes at once."""
     folder = ROOT / "tests" / "house" / f"made_for_shards_{tmp_path.name}"
     folder.mkdir()
+    claims = tmp_path / "claims"
+    claims.mkdir()
+    record = tmp_path / "record"
+    record.touch()
     try:
-        for name, size in sizes.items():
-            marked = f"@pytest.mark.parametrize('n', range({size}))"
-            body = f"import pytest\n\n\n{marked}\ndef test_n(n: int) -> None:\n    pass\n"
-            (folder / f"test_{name}.py").write_text(body)
-        shares = [_files(folder, f"--shard={number}/2", "--whole-files") for number in range(2)]
+        for name, size in SIZES.items():
+            (folder / f"test_{name}.py").write_text(BODY.format(size=size))
+        command = [sys.executable, "-m", "pytest", str(folder), "-q", "-p", "no:cacheprovider", f"--claims={claims}"]
+        environment = {**os.environ, "SHARDS_RECORD": str(record)}
+        running = [subprocess.Popen([*command, *options], cwd=ROOT, env=environment) for _ in range(3)]
+        assert [process.wait(120) for process in running] == [0, 0, 0]
     finally:
         shutil.rmtree(folder)
-    assert shares == [["a"] * 9, ["b"] * 2 + ["c"] * 3 + ["d"] * 3]
-
-
-def _files(folder: Path, *options: str) -> list[str]:
-    command = [sys.executable, "-m", "pytest", str(folder), "--collect-only", "-q", "-p", "no:cacheprovider", *options]
-    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120).stdout
-    tests = [line.partition("::")[0] for line in found.splitlines() if "::" in line]
-    return [Path(test).stem.removeprefix("test_") for test in tests]
+    lines = record.read_text().splitlines()
+    run = sorted(line for line in lines if line.startswith("run"))
+    assert run == sorted(f"run test_{name} {n}" for name, size in SIZES.items() for n in range(size))
+    if options:
+        assert sorted(set(lines) - set(run)) == sorted(line for line in lines if line.startswith("made"))
+        assert lines.count("made test_a") == 1
 
 
 @pytest.mark.parametrize(("body", "status"), [("True", 0), ("number", 1), ("not number", 1)])

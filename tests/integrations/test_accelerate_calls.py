@@ -227,6 +227,19 @@ def test_autocast_and_a_loss_of_the_models_own_are_left_to_transformers() -> Non
         assert len(calls) == 1
 
 
+def test_a_dtype_that_we_refuse_is_left_to_transformers(caplog: pytest.LogCaptureFixture) -> None:
+    model, accelerated, _ = pair(MOBILE)
+    call = call_of(MOBILE)
+    with torch.no_grad(), caplog.at_level(logging.WARNING, logger="padless"):
+        assert torch.equal(accelerated.half()(**call).logits, model.half()(**call).logits)
+        accelerated(**call)
+        assert ["float16: MobileBERT" in record.getMessage() for record in caplog.records] == [True]
+        accelerated.float()
+        calls = count_calls(accelerated)
+        accelerated(**call)
+    assert len(calls) == 1
+
+
 def test_threads_share_one_model() -> None:
     _, accelerated, _ = pair(BERT)
     call = call_of(BERT)

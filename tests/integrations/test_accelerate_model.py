@@ -264,3 +264,8 @@ def test_a_configuration_that_is_saved_says_what_labels_said(tmp_path: Path) -> 
     written = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("untouched", "accelerated")]
     assert written[0] == written[1]
     assert written[0]["problem_type"] == "single_label_classification"
+    # Set on the model, it counts at the next call: these labels alone would ask for another loss.
+    call["labels"] = torch.rand(len(call["labels"]), 9, generator=torch.Generator().manual_seed(1))
+    for one in (model, accelerated):
+        one.config.problem_type = "regression"
+    assert abs(accelerated(**call).loss - model(**call).loss) <= 1e-5

@@ -43,7 +43,7 @@ def test_the_program_prints_the_same_with_and_without_the_line(
 def test_the_program_says_in_one_line_what_padless_lacks(
     program: Any, classifier_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sizes = {"vocab_size": 99, "dim": 8, "n_layers": 1, "n_heads": 2, "hidden_dim": 8}
+    sizes: dict[str, Any] = {"vocab_size": 99, "dim": 8, "n_layers": 1, "n_heads": 2, "hidden_dim": 8}
     transformers.DistilBertForSequenceClassification(transformers.DistilBertConfig(**sizes)).save_pretrained(tmp_path)
     for name in ("vocab.txt", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((classifier_folder / name).read_bytes())

@@ -125,8 +125,12 @@ def test_options_are_refused_as_everywhere() -> None:
         padless.accelerate(untouched(BERT), dtype="int8")
     with pytest.raises(OptionError, match="float16: MobileBERT's activations reach"):
         padless.accelerate(untouched(ModelClass("mobilebert", "Model")), dtype="float16")
+    model = untouched(BERT)
     with pytest.raises(padless.BackendError, match="triton"):
-        padless.accelerate(untouched(BERT), backend="triton")
+        padless.accelerate(model, backend="triton")
+    assert not {"forward", "generate"} & {*vars(model)}
+    parameters = list(model.parameters())
+    assert len({p.untyped_storage().data_ptr() for p in parameters}) == len(parameters)
 
 
 @pytest.mark.skipif(HAS_DECODER, reason="this transformers has a causal mask for MegatronBERT")

@@ -39,6 +39,12 @@ def texts_of(count: int) -> list[str]:
 
 
 @pytest.fixture
+def tiny(tiny_folder: Path) -> padless.Encoder:
+    """One for each test: some bind it anew."""
+    return padless.load(tiny_folder, device="cpu", dtype="float32")
+
+
+@pytest.fixture
 def shrink(tiny: padless.Encoder, monkeypatch: pytest.MonkeyPatch) -> Shrink:
     """Have the model raise, in the middle of a batch of so many tokens, what a function says."""
 
@@ -62,9 +68,15 @@ def vectors_of(folder: Path) -> np.ndarray:
     return np.concatenate([column.flatten().to_numpy().reshape(len(column), -1) for column in columns])
 
 
-def test_hundred_errors_in_a_job_cost_no_row(tiny: padless.Encoder, tmp_path: Path, shrink: Shrink) -> None:
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_hundred_errors_in_a_job_cost_no_row(
+    tiny: padless.Encoder, tmp_path: Path, shrink: Shrink, deterministic: bool
+) -> None:
+    """With deterministic=True the rows have the bits of a job with memory enough."""
     texts = texts_of(3_000)
     (tmp_path / "in.txt").write_text("\n".join(texts))
+    if deterministic:
+        tiny.model.bind(deterministic=True)
     expected = tiny.encode(texts)
     left, kinds, calls = 100, itertools.cycle(ERRORS), itertools.count()
 
@@ -79,6 +91,8 @@ def test_hundred_errors_in_a_job_cost_no_row(tiny: padless.Encoder, tmp_path: Pa
     summary = run_job(EmbeddingTask(tiny), [tmp_path / "in.txt"], tmp_path / "out", rows_per_shard=30)
     assert left == 0
     assert (summary.rows, summary.results, summary.errors, summary.retries) == (3_000, 3_000, 0, 100)
+    if deterministic:
+        assert np.array_equal(vectors_of(tmp_path / "out"), expected)
     np.testing.assert_allclose(vectors_of(tmp_path / "out"), expected, atol=1e-5, rtol=0)
 
 

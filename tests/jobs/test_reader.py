@@ -124,7 +124,7 @@ def test_plain_text_has_a_row_for_every_line(tmp_path: Path) -> None:
 def test_csv_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, expected: list[str | None], long_record: int
 ) -> None:
-    monkeypatch.setattr(csv_records, "LONG_RECORD_CHARACTERS", long_record)
+    monkeypatch.setattr(csv_records, "LONG_RECORD_BYTES", long_record)
     path = tmp_path / "in.csv"
     path.write_bytes(content)
     assert texts(path) == expected
@@ -132,7 +132,7 @@ def test_csv_rows(
 
 @pytest.mark.parametrize("long_record", [0, 1 << 20])
 def test_csv_reasons_name_the_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, long_record: int) -> None:
-    monkeypatch.setattr(csv_records, "LONG_RECORD_CHARACTERS", long_record)
+    monkeypatch.setattr(csv_records, "LONG_RECORD_BYTES", long_record)
     path = tmp_path / "in.csv"
     path.write_bytes(b'id,text\n1,"two\nlines"\n2\n\n3,"open\n4,\xff\n5,e\n')
     got = rows(path)
@@ -149,7 +149,7 @@ def test_csv_reasons_name_the_line(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("long_record", [0, 1 << 20])
 def test_csv_closing_quote_ends_its_field(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, long_record: int) -> None:
     """What follows it is no delimiter, even where the number of fields would then be right."""
-    monkeypatch.setattr(csv_records, "LONG_RECORD_CHARACTERS", long_record)
+    monkeypatch.setattr(csv_records, "LONG_RECORD_BYTES", long_record)
     path = tmp_path / "in.csv"
     path.write_text('id,text,n\n1,"a",1\n2,"b"x3\n3,"c",3\n')
     assert [row.reason for row in rows(path)] == ["", "line 3: malformed CSV (',' expected after '\"')", ""]

@@ -142,7 +142,7 @@ import resource, sys
 from padless.engine.jobs.inputs import csv_records, lines
 from padless.engine.jobs.inputs.reader import open_inputs, read_rows
 
-lines.MAX_LINE_BYTES = csv_records.MAX_LINE_CHARACTERS = 1 << 20
+lines.MAX_LINE_BYTES = csv_records.MAX_LINE_BYTES = 1 << 20
 files = open_inputs(sys.argv[1:])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for row in read_rows(files):

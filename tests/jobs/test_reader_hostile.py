@@ -50,23 +50,23 @@ def test_line_at_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leng
 
 
 def test_csv_line_longer_than_the_limit_is_a_bad_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(csv_records, "MAX_LINE_CHARACTERS", 1000)
+    monkeypatch.setattr(csv_records, "MAX_LINE_BYTES", 1000)
     long = "x" * 3_000_000
     (tmp_path / "in.csv").write_text(f'text,n\na,1\n{long},2\nb,3\n"{long}",4\nc,5\n"d\n{long}\n",6\ne,7\n')
     got = rows(tmp_path / "in.csv")
     assert [row.text for row in got if row.text] == ["a", "b", "c", "e"]
     reasons = [row.reason for row in got if row.reason]
-    assert reasons[:2] == [f"line {number}: line longer than 1000 characters" for number in (3, 5)]
-    assert reasons[2].startswith("line 7: malformed CSV (line longer than 1000 characters")
+    assert reasons[:2] == [f"line {number}: line longer than 1000 bytes" for number in (3, 5)]
+    assert reasons[2].startswith("line 7: malformed CSV (line longer than 1000 bytes")
 
 
 def test_quote_left_open_does_not_swallow_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(csv_records, "MAX_RECORD_CHARACTERS", 100_000)
-    monkeypatch.setattr(csv_records, "LONG_RECORD_CHARACTERS", 1000)
+    monkeypatch.setattr(csv_records, "MAX_RECORD_BYTES", 100_000)
+    monkeypatch.setattr(csv_records, "LONG_RECORD_BYTES", 1000)
     body = "".join(f"{number},text {number}\n" for number in range(10_000))
     (tmp_path / "in.csv").write_text(f'id,text\n7,"open\n{body}')
     first, *others = rows(tmp_path / "in.csv")
-    assert first.reason == ("line 2: malformed CSV (record longer than 100000 characters, is a quote left open?)")
+    assert first.reason == ("line 2: malformed CSV (record longer than 100000 bytes, is a quote left open?)")
     assert [row.text for row in others] == [f"text {number}" for number in range(10_000)]
 
 
@@ -104,7 +104,7 @@ def test_csv_of_ten_thousand_columns(tmp_path: Path, quote: str) -> None:
     # Before Python 3.13 the writer leaves a line end bare that is not its own.
     st.sampled_from([(csv.QUOTE_MINIMAL, "\r\n"), *((csv.QUOTE_ALL, end) for end in ("\n", "\r\n", "\r"))]),
     st.sampled_from(",\t"),
-    st.sampled_from([0, csv_records.LONG_RECORD_CHARACTERS]),
+    st.sampled_from([0, csv_records.LONG_RECORD_BYTES]),
 )
 def test_csv_written_by_the_standard_library_comes_back(
     table: list[list[str]], dialect: tuple[int, str], delimiter: str, long: int
@@ -119,7 +119,7 @@ def test_csv_written_by_the_standard_library_comes_back(
     assert records.header == header
     wanted = list(range(width))[::-1]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(csv_records, "LONG_RECORD_CHARACTERS", long)
+        patch.setattr(csv_records, "LONG_RECORD_BYTES", long)
         assert [fields for _, fields in records.records(wanted)] == [record[::-1] for record in table]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 from sentence_transformers.util.quantization import quantize_embeddings as their_quantize
 
 import padless
+from padless import quantize_embeddings
 from padless.bench.workloads import verses
 from padless.engine.embedding import encoder as encoder_module
 from padless.engine.embedding.encoder import Encoder, EncodeStats
-from padless.engine.embedding.quantisation import PRECISIONS, quantize_embeddings
+from padless.engine.embedding.quantisation import PRECISIONS
 
 WIDTH = 24
 TEXTS = [f"the {word} and the moon {'stone ' * (row % 9)}" for row, word in enumerate("abcdefghij" * 12)]
@@ -70,6 +72,71 @@ def test_quantising_is_that_of_sentence_transformers(precision: Any, width: int,
     assert np.array_equal(found, expected)
     empty = quantize_embeddings(vectors[:0], precision, **options)
     assert (empty.dtype, empty.shape) == (expected.dtype, (0, expected.shape[1]))
+
+
+def forms_of(vectors: np.ndarray) -> dict[str, Any]:
+    """Everything that sentence-transformers' function takes, of the same numbers or some of them."""
+    cuts = (0, 1, 1, 60, len(vectors))
+    matrices = [vectors[begin:end] for begin, end in itertools.pairwise(cuts)]
+    tensor = torch.from_numpy(vectors)
+    return {
+        "tensor": tensor,
+        "bf16 tensor": tensor.bfloat16(),
+        "float64": vectors.astype(np.float64),
+        "half": vectors.astype(np.float16),
+        "list of arrays": [*vectors],
+        "list of tensors": [*tensor],
+        "list of bf16 tensors": [*tensor.bfloat16()],
+        "list of matrices": matrices,
+        "list of tensor matrices": [torch.from_numpy(matrix) for matrix in matrices],
+        "list of empty matrices": [vectors[:0], vectors[:0]],
+        "one vector": vectors[7],
+        "nothing": [],
+    }
+
+
+@pytest.mark.parametrize("precision", [name for name in PRECISIONS if name != "float16"])
+@pytest.mark.parametrize("form", forms_of(np.zeros((70, 2), dtype=np.float32)))
+@pytest.mark.parametrize("given", ["nothing", "ranges", "calibration"])
+def test_quantising_takes_what_sentence_transformers_takes(precision: Any, form: str, given: str) -> None:
+    draw = np.random.default_rng(7)
+    vectors, others = (draw.standard_normal((130, 13)).astype(np.float32) for _ in range(2))
+    options: dict[str, Any] = {
+        "nothing": {},
+        "ranges": {"ranges": np.stack([others.min(axis=0) / 2, others.max(axis=0) / 2])},
+        "calibration": {"calibration_embeddings": others},
+    }[given]
+    asked = forms_of(vectors)[form]
+    if form == "one vector" and precision.endswith("int8") and not options:
+        with pytest.raises(ValueError, match="from a single embedding"):
+            their_quantize(asked, precision)
+        with pytest.raises(padless.OptionError, match="single vector needs ranges or calibration_embeddings"):
+            quantize_embeddings(asked, precision)
+        return
+    found = quantize_embeddings(asked, precision, **options)
+    expected: Any = their_quantize(asked, precision, **options)
+    assert type(found) is type(expected)
+    alone = isinstance(expected, np.ndarray)
+    for one, other in zip([found] if alone else found, [expected] if alone else expected, strict=True):
+        assert (one.dtype, one.shape) == (other.dtype, other.shape)
+        assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "precision", "message"),
+    [
+        (np.zeros((3, 4), dtype=np.int8), "int8", r"expected floats of shape \[vectors, width\], got int8 \[3, 4\]"),
+        (np.zeros((3, 4, 5), dtype=np.float32), "binary", "expected floats"),
+        ([np.zeros((3, 4)), np.zeros((3, 5))], "float32", "expected matrices of one width, got 4, 5"),
+        ([np.zeros(4), np.zeros(5)], "float32", "expected vectors of one width"),
+        ("text", "float32", "expected floats"),
+        (np.zeros((3, 4)), "int4", "precision: expected one of"),
+        ([], "int4", "precision: expected one of"),
+    ],
+)
+def test_what_cannot_be_quantised_is_refused(embeddings: Any, precision: str, message: str) -> None:
+    with pytest.raises(padless.OptionError, match=message):
+        quantize_embeddings(embeddings, precision)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -41,7 +41,8 @@ def dense_folder(tiny_folder: Path, tmp_path: Path) -> Path:
 
 
 def load(folder: Any, **options: Any) -> padless.Encoder:
-    return padless.load(folder, **{"device": "cpu", "dtype": "float32", **options})
+    chosen: dict[str, Any] = {"device": "cpu", "dtype": "float32", **options}
+    return padless.load(folder, **chosen)
 
 
 def refusal(kind: type[padless.PadlessError], folder: Any, **options: Any) -> str:

@@ -150,7 +150,7 @@ def test_an_input_of_another_type_is_refused(bad: Any, task: Any) -> None:
     [
         *({}, {"candidate_labels": []}, {"candidate_labels": " , "}, {"candidate_labels": [1]}),
         *({"hypothesis_template": template} for template in ("about it", "{about}", "{1}", "{", 7)),
-        *({"multi_label": "yes"}, {"long_texts": "chunk"}, {"nosuch": 1}),
+        *({"multi_label": "yes"}, {"long_texts": "drop"}, {"overlap": -1}, {"aggregate": "each"}, {"nosuch": 1}),
     ],
     ids=str,
 )

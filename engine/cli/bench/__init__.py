@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import accelerate, compare, generate, jobs, kernels, models, plot
+from . import accelerate, accelerate_models, compare, generate, jobs, kernels, models, plot
 
 __all__ = ["app"]
 
@@ -21,5 +21,6 @@ app.command("models")(models.models)
 app.command("accelerate")(accelerate.accelerate)
 app.command("generate")(generate.generate)
 app.command("jobs")(jobs.jobs)
+app.command("accelerate-models")(accelerate_models.accelerate_models)
 app.command("compare")(compare.compare)
 app.command("plot")(plot.plot)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from ...errors import OptionError
+from ...errors import OptionError, PadlessError
 from .families import our_class
 from .forward import Forward
 from .generate import Generate
@@ -59,7 +59,11 @@ def accelerate(
     check_weights(model)
     check_model(model)
     twin = Twin(model, dtype, backend, deterministic)
-    twin.make()
+    try:
+        twin.make()
+    except PadlessError:
+        twin.leave()
+        raise
     vars(model)["forward"] = Forward(twin)
     if hasattr(twin.ours, "generate"):
         vars(model)["generate"] = Generate(twin)

@@ -58,7 +58,8 @@ class Forward:
         return type(model).forward.__get__(model)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+        if traced or self.twin.aside:
             return self.original(*args, **kwargs)
         try:
             return self._served(args, kwargs)

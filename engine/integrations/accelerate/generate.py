@@ -48,7 +48,8 @@ class Generate:
             self.twin.tell(f"generate: {reason}")
         except PadlessError as error:
             self.twin.tell(f"generate: {str(error).removeprefix('generate: ')}", f"generate: {type(error).__name__}")
-        return self.original(*args, **kwargs)
+        with self.twin.left_aside():
+            return self.original(*args, **kwargs)
 
     def _served(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         ours, why_not = self.twin.ready()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -39,6 +41,7 @@ class Twin:
         self._own: dict[int, nn.Parameter] = {}
         self._told: set[str] = set()
         self._making = threading.Lock()
+        self._aside = threading.local()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"original": self.original, "options": self.options}
@@ -90,6 +93,20 @@ class Twin:
         if watch.hooked:
             return None, "modules have hooks or a forward of their own: remove them to have padless compute"
         return self._ours, self._failure or ""
+
+    @property
+    def aside(self) -> bool:
+        """Whether this thread is inside a method of the original that was left to it as a whole."""
+        return getattr(self._aside, "deep", False)
+
+    @contextmanager
+    def left_aside(self) -> Iterator[None]:
+        """What the original's own methods call inside is the original too."""
+        self._aside.deep = True
+        try:
+            yield
+        finally:
+            self._aside.deep = False
 
     def tell(self, reason: str, kind: str | None = None) -> None:
         """One line for each reason, or each kind of reason, why transformers computes."""

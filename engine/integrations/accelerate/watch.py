@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import chain
-from operator import is_
+from itertools import chain, repeat
+from operator import contains, is_, itemgetter
 from typing import Any
 
 from torch import Tensor, nn
@@ -39,14 +39,14 @@ class Watch:
     @property
     def training(self) -> bool:
         """A module is in training mode."""
-        return any(attributes["training"] for attributes in self._attributes)
+        return any(map(itemgetter("training"), self._attributes))
 
     @property
     def hooked(self) -> bool:
         """A module inside has a hook, or a `forward` of its own, which our model would pass by."""
         if any(self._hooks) and any(map(foreign_hooks, self._inside)):
             return True
-        return any("forward" in attributes for attributes in self._attributes[1:])
+        return any(map(contains, self._attributes[1:], repeat("forward")))
 
     @property
     def unchanged(self) -> bool:
@@ -55,11 +55,11 @@ class Watch:
         return len(objects) == len(self._held) and all(map(is_, objects, self._held)) and self._found() == self._places
 
     def _objects(self) -> list[Any]:
-        return list(chain.from_iterable(part.values() for part in self._parts))
+        return list(chain.from_iterable(map(dict.values, self._parts)))
 
     def _found(self) -> list[Any]:
         if not self._writes:
-            return [tensor.data_ptr() for tensor in self._tensors]
+            return list(map(Tensor.data_ptr, self._tensors))
         # Tensors made in inference mode count no writes.
         return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in self._tensors]
 

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ...errors import InputError
 from .carried import carried_type, plain_type
 from .input_file import InputColumns, InputFile
+from .long_texts import BEGINNING, InvalidUtf8Error, IsEnough, LongText, text_of_utf8
 from .pairs import pair_problem
 from .rows import Row, good_row
 from .sources import Source
@@ -58,13 +60,14 @@ class ColumnarInput(InputFile):
     def rows_of(self, batch: pa.RecordBatch, first_row: int) -> Iterator[Row]:
         """The rows of a batch whose first is row `_rows_read` of the file."""
         columns = self.columns
-        texts = _values(batch.column(columns.text))
+        texts = self._texts(batch.column(columns.text))
         nothing = [None] * len(texts)
         pairs = nothing if columns.pair is None else _values(batch.column(columns.pair))
         ids = nothing if columns.id is None else _values(batch.column(columns.id))
         kept = [_values(batch.column(column)) for column in columns.kept]
         del batch
-        for i, text in enumerate(texts):
+        for i, found in enumerate(texts):
+            text, unseen = found if isinstance(found, LongText) else (found, 0)
             file_row = self._rows_read
             self._rows_read += 1
             repairs: list[str] = []
@@ -75,9 +78,23 @@ class ColumnarInput(InputFile):
                 continue
             carried = ()
             if kept:
-                found = zip(columns.kept, kept, strict=True)
-                carried = tuple(_kept_value(values[i], f"column {column!r}", repairs) for column, values in found)
-            yield good_row(first_row + file_row, self.name, file_row, row_id, text, pairs[i], carried, repairs)
+                named = zip(columns.kept, kept, strict=True)
+                carried = tuple(_kept_value(values[i], f"column {column!r}", repairs) for column, values in named)
+            yield good_row(first_row + file_row, self.name, file_row, row_id, text, pairs[i], carried, repairs, unseen)
+
+    def _texts(self, column: pa.Array) -> list[Any]:
+        """As `_values`; of texts that are longer than a beginning, no more than the job needs."""
+        if self.is_enough is None or column.nbytes <= BEGINNING or pa.types.is_null(column.type):
+            return _values(column)
+        column = _plain(column)
+        lengths = pc.binary_length(column)  # pyright: ignore[reportAttributeAccessIssue]
+        sizes = [size or 0 for size in lengths.to_pylist()]
+        if max(sizes) <= BEGINNING:
+            return _values(column)
+        return [
+            _value(scalar) if size <= BEGINNING else _long_text(scalar, self.is_enough)
+            for scalar, size in zip(column, sizes, strict=True)
+        ]
 
     def _id_type(self, found: pa.DataType) -> pa.DataType:
         if _is_string(found):
@@ -123,16 +140,28 @@ def _is_list_of_strings(found: pa.DataType) -> bool:
 
 def _values(column: pa.Array) -> list[Any]:
     """Python values of a column as `plain_type` has them; `_NotUtf8` in the place of one that is not UTF-8."""
+    column = _plain(column)
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        return [_value(scalar) for scalar in column]
+
+
+def _plain(column: pa.Array) -> pa.Array:
     if isinstance(column, pa.ExtensionArray):
         column = column.storage
     plain = plain_type(column.type)
     if plain != column.type:
         column = column.dictionary_decode() if isinstance(column, pa.DictionaryArray) else column.cast(plain)
         column = column if column.type == plain else column.cast(plain)
+    return column
+
+
+def _long_text(scalar: pa.Scalar, is_enough: IsEnough) -> object:
     try:
-        return column.to_pylist()
-    except UnicodeDecodeError:
-        return [_value(scalar) for scalar in column]
+        return text_of_utf8(memoryview(scalar.as_buffer()), is_enough)
+    except InvalidUtf8Error as error:
+        return _NotUtf8(error.at, None)
 
 
 def _value(scalar: pa.Scalar) -> object:

@@ -13,6 +13,7 @@ from .byte_streams import ByteStream
 from .csv_records import CsvRecords
 from .input_file import InputColumns, InputFile
 from .lines import read_problem
+from .long_texts import BEGINNING, InvalidUtf8Error, LongText, beginning_of, utf8_pieces
 from .pairs import pair_of_field, pair_without_surrogates
 from .rows import Row, good_row
 from .sources import Source
@@ -43,7 +44,7 @@ class CsvInput(InputFile):
         self._names = columns.names
         self._places: list[int] = []
         with self._open(looking=True) as records:
-            header = records.header
+            header = [*map(_decoded, records.header)]
         if not header and (self.bytes or not self.rereadable):
             raise InputError(f"{self.name}: empty, expected a header line")
         if header:
@@ -75,11 +76,12 @@ class CsvInput(InputFile):
     @contextmanager
     def _open(self, *, looking: bool = False) -> Iterator[CsvRecords]:
         with ByteStream(self.source, looking=looking) as stream:
-            # Bytes that are no UTF-8 come through as lone surrogates, so that they spoil their own field only.
-            text = io.TextIOWrapper(stream.reader, "utf-8", "surrogateescape", newline="")
+            # A character for each byte: a str with one emoji in it would take four times its text. What divides
+            # records and fields is ASCII, which is part of no other character of UTF-8.
+            text = io.TextIOWrapper(stream.reader, "latin-1", newline="")
             try:
                 records = CsvRecords(text, _DELIMITERS[self.format])
-                if any(map(_ESCAPED_BYTE.search, records.header)):
+                if any(map(_has_escaped_bytes, map(_decoded, records.header))):
                     raise ValueError("invalid UTF-8")
             except ValueError as error:
                 raise InputError(f"{self.name}: header line: {error}") from error
@@ -100,13 +102,32 @@ class CsvInput(InputFile):
         values = dict(zip(self._names, fields, strict=True))
         repairs: list[str] = []
         row_id = None if columns.id is None else _repaired(values[columns.id], "id", repairs)
-        for column in (columns.text, columns.pair):
-            if column is not None and _has_escaped_bytes(values[column]):
+        found = self._text(values[columns.text])
+        pair = None if columns.pair is None else _decoded(values[columns.pair])
+        for column, value in ((columns.text, found.text), (columns.pair, pair)):
+            if value is not None and _has_escaped_bytes(value):
                 reason = f"line {line_number}: invalid UTF-8 in column {column!r}"
                 return Row(number, self.name, file_row, row_id, None, "error", reason)
-        pair = None if columns.pair is None else pair_without_surrogates(pair_of_field(values[columns.pair]), repairs)
+        choices = None if pair is None else pair_without_surrogates(pair_of_field(pair), repairs)
         kept = tuple(_repaired(values[column], f"column {column!r}", repairs) for column in columns.kept)
-        return good_row(number, self.name, file_row, row_id, values[columns.text], pair, kept, repairs)
+        return good_row(number, self.name, file_row, row_id, found.text, choices, kept, repairs, found.unseen)
+
+    def _text(self, field: str) -> LongText:
+        """The text, or a beginning of it where that is enough; with escaped bytes where it is no UTF-8."""
+        if self.is_enough is not None and len(field) > BEGINNING:
+            pieces = utf8_pieces(len(field), lambda start, end: field[start:end].encode("latin-1"))
+            try:
+                found = beginning_of(pieces, self.is_enough)
+            except InvalidUtf8Error:
+                return LongText("\udcff")
+            if found is not None:
+                return found
+        return LongText(_decoded(field))
+
+
+def _decoded(field: str) -> str:
+    """A field as text; bytes that are no UTF-8 come through as lone surrogates, so that they spoil this one only."""
+    return field if field.isascii() else field.encode("latin-1").decode("utf-8", "surrogateescape")
 
 
 def _has_escaped_bytes(field: str) -> bool:
@@ -114,6 +135,7 @@ def _has_escaped_bytes(field: str) -> bool:
 
 
 def _repaired(field: str, what: str, repairs: list[str]) -> str:
+    field = _decoded(field)
     if not _has_escaped_bytes(field):
         return field
     repairs.append(f"{what}: invalid UTF-8 replaced by U+FFFD")

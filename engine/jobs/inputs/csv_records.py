@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from itertools import chain
 from typing import TextIO
@@ -14,24 +14,24 @@ from .csv_scanner import Blocks, CsvScanner
 
 __all__ = ["CsvRecords"]
 
-MAX_LINE_CHARACTERS = 1 << 27
+MAX_LINE_BYTES = 1 << 28
 """A longer line is a bad record, and passed over in pieces."""
 
-MAX_RECORD_CHARACTERS = 1 << 28
+MAX_RECORD_BYTES = 1 << 28
 """A longer record is a bad one; a quote left open would else swallow the whole file."""
 
-LONG_RECORD_CHARACTERS = 1 << 20
+LONG_RECORD_BYTES = 1 << 20
 """From here on `CsvScanner` reads the record."""
 
-_DROPPED_CHARACTERS = 1 << 20
-_BYTE_ORDER_MARK = "\ufeff"
+_DROPPED_BYTES = 1 << 20
+_BYTE_ORDER_MARK = "\xef\xbb\xbf"
 
 
 class CsvRecords:
     """The records of a file after its header line: RFC 4180 quoting, blank lines skipped.
 
     Args:
-        handle: the file, opened with `newline=""`; a line ends with LF, CR LF or CR.
+        handle: the file, a character for each byte, opened with `newline=""`; a line ends with LF, CR LF or CR.
         delimiter: one character.
 
     Attributes:
@@ -46,7 +46,7 @@ class CsvRecords:
         self._lines = _Lines(handle)
         self._delimiter = delimiter
         # The limit is one of the whole process and 128 KiB by default; a document may be longer.
-        csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE_CHARACTERS))
+        csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE_BYTES))
         self.header: list[str] = []
         while not self.header:
             try:
@@ -71,18 +71,21 @@ class CsvRecords:
             if '"' in line:
                 yield from self._quoted(line, wanted)
                 continue
-            # Without a quote the fields lie open, and those that nobody wants are not made.
-            body = line.rstrip("\r\n")
+            # Without a quote the fields lie open, and those that nobody wants are not made. No more than two copies of
+            # the line at a time: it may be a document of 100 MB.
             number = lines.accept()
             if not line:
-                yield number, f"line longer than {MAX_LINE_CHARACTERS} characters"
-            elif not body:
+                yield number, f"line longer than {MAX_LINE_BYTES} bytes"
                 continue
-            elif (found := body.count(delimiter)) != delimiters:
+            line = line.rstrip("\r\n")
+            if not line:
+                continue
+            if (found := line.count(delimiter)) != delimiters:
                 yield number, self._wrong_count(found + 1)
-            else:
-                fields = body.split(delimiter, last)
-                yield number, [fields[position] for position in wanted]
+                continue
+            fields = line.split(delimiter, last)
+            del line
+            yield number, [fields[position] for position in wanted]
 
     def _quoted(self, first: str, wanted: Sequence[int]) -> Iterator[tuple[int, list[str] | str]]:
         """Yield the record that begins with this line."""
@@ -96,25 +99,25 @@ class CsvRecords:
             # A quote left open may have swallowed the lines that follow: give them back.
             yield lines.reject(), self._wrong_count(count)
         else:
-            yield lines.accept(), fields
+            number = lines.accept()  # before the fields are joined, which takes the memory of the lines
+            yield number, fields()
 
-    def _short(self, first: str, wanted: Sequence[int]) -> tuple[int, list[str]] | None:
-        """Number of fields and the wanted ones, or None for a long record."""
+    def _short(self, first: str, wanted: Sequence[int]) -> tuple[int, Callable[[], list[str]]] | None:
+        """Number of fields and what gives the wanted ones, or None for a long record."""
         if self._lines.is_long:
             return None
         try:
             record = next(csv.reader(chain((first,), self._lines), delimiter=self._delimiter, strict=True))
         except _LongRecordError:
             return None
-        is_whole = len(record) == len(self.header)
-        return len(record), [record[position] for position in wanted] if is_whole else []
+        return len(record), lambda: [record[position] for position in wanted]
 
-    def _long(self, wanted: Sequence[int]) -> tuple[int, list[str]]:
+    def _long(self, wanted: Sequence[int]) -> tuple[int, Callable[[], list[str]]]:
         scanner = CsvScanner(self._delimiter, wanted)
         with closing(self._lines.again()) as lines:
             for line in lines:
                 if scanner.take(line):
-                    return scanner.count, scanner.fields() if scanner.count == len(self.header) else []
+                    return scanner.count, scanner.fields
         raise csv.Error("unexpected end of data")
 
     def _wrong_count(self, found: int) -> str:
@@ -140,7 +143,7 @@ class _Lines:
         self._given_back: deque[str] = deque()
         self._record: list[str] = []
         self._lines_in_record = 0
-        self._characters = 0
+        self._bytes = 0
         self._is_first = True
         self.is_header = True
         self.used = 0
@@ -148,7 +151,7 @@ class _Lines:
     @property
     def is_long(self) -> bool:
         """Whether the current record, no header line, is one for `again`."""
-        return not self.is_header and self._characters > LONG_RECORD_CHARACTERS
+        return not self.is_header and self._bytes > LONG_RECORD_BYTES
 
     def __iter__(self) -> _Lines:
         return self
@@ -158,7 +161,7 @@ class _Lines:
         if line is None:
             raise StopIteration
         if not line:
-            raise csv.Error(f"line longer than {MAX_LINE_CHARACTERS} characters")
+            raise csv.Error(f"line longer than {MAX_LINE_BYTES} bytes")
         if self.is_long:
             raise _LongRecordError
         return line
@@ -170,7 +173,7 @@ class _Lines:
             csv.Error: if the record grows too long.
         """
         self._given_back.extendleft(reversed(self._record))
-        self._characters = self._lines_in_record = 0
+        self._bytes = self._lines_in_record = 0
         self._record.clear()
         kept = Blocks()
         try:
@@ -178,9 +181,9 @@ class _Lines:
                 if len(self._record) > 1 and line:
                     kept.append(self._record.pop())
                 if not line:
-                    raise csv.Error(f"line longer than {MAX_LINE_CHARACTERS} characters")
-                if self._characters > MAX_RECORD_CHARACTERS:
-                    raise csv.Error(f"record longer than {MAX_RECORD_CHARACTERS} characters, is a quote left open?")
+                    raise csv.Error(f"line longer than {MAX_LINE_BYTES} bytes")
+                if self._bytes > MAX_RECORD_BYTES:
+                    raise csv.Error(f"record longer than {MAX_RECORD_BYTES} bytes, is a quote left open?")
                 yield line
         finally:
             # The first line stays by itself: it may be the only one that is used.
@@ -195,7 +198,7 @@ class _Lines:
         if line is not None:
             self._record.append(line)
             self._lines_in_record += 1
-            self._characters += len(line)
+            self._bytes += len(line)
         return line
 
     def accept(self) -> int:
@@ -211,17 +214,17 @@ class _Lines:
         first = self.used + 1
         self.used += lines
         self._record.clear()
-        self._characters = self._lines_in_record = 0
+        self._bytes = self._lines_in_record = 0
         return first
 
     def _read(self) -> str | None:
-        line = self._handle.readline(MAX_LINE_CHARACTERS + 1)
+        line = self._handle.readline(MAX_LINE_BYTES + 1)
         if self._is_first:
             line, self._is_first = line.removeprefix(_BYTE_ORDER_MARK), False
         if not line:
             return None
-        if len(line) <= MAX_LINE_CHARACTERS or line.endswith(("\n", "\r")):
+        if len(line) <= MAX_LINE_BYTES or line.endswith(("\n", "\r")):
             return line
         while line and not line.endswith(("\n", "\r")):
-            line = self._handle.readline(_DROPPED_CHARACTERS)
+            line = self._handle.readline(_DROPPED_BYTES)
         return ""

@@ -43,7 +43,7 @@ class CsvScanner:
 
     def __init__(self, delimiter: str, wanted: Sequence[int]) -> None:
         self._delimiter, self._wanted = delimiter, wanted
-        self._fields: dict[int, str] = {}
+        self._fields: dict[int, list[str]] = {}
         self._field = Blocks()
         self._is_quoted = False
         self.count = 0
@@ -85,8 +85,8 @@ class CsvScanner:
                 start = end + 1
 
     def fields(self) -> list[str]:
-        """The wanted fields, in the order they were asked for; the record must have all of them."""
-        return [self._fields[position] for position in self._wanted]
+        """The wanted fields, in the order they were asked for; the record must have all of them. To be called once."""
+        return ["".join(self._fields.pop(position)) for position in self._wanted]
 
     def _add(self, piece: str) -> None:
         if self.count in self._wanted:
@@ -94,9 +94,8 @@ class CsvScanner:
 
     def _end_field(self) -> bool:
         if self.count in self._wanted:
-            blocks = self._field.close()
+            self._fields[self.count] = self._field.close()
             self._field = Blocks()
-            self._fields[self.count] = blocks[0] if len(blocks) == 1 else "".join(blocks)
         self._is_quoted = False
         self.count += 1
         return True

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from ...errors import InputError, OptionError
+from .long_texts import IsEnough
 from .rows import Row
 from .sources import Source
 
@@ -59,8 +60,10 @@ class InputFile(ABC):
         row_count: rows in the file, bad ones included; None while that is not known without reading it all.
         id_type: Arrow type of the id column, or None where no id was asked for; null for a file of 0 bytes.
         kept_types: Arrow types of the carried columns, in their order.
+        is_enough: set by a job whose task sees only the beginnings of long texts; rows then have no more of them.
     """
 
+    is_enough: IsEnough | None = None
     id_type: pa.DataType | None
     kept_types: tuple[pa.DataType, ...]
 

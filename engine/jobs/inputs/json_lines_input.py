@@ -10,10 +10,12 @@ from typing import Any
 from ...errors import InputError
 from .byte_streams import ByteStream
 from .input_file import InputColumns
+from .json_long_lines import LONG_LINE_BYTES, LongLine, parse_long_line
 from .lines import LineReader, Unreadable, decoded
 from .lines_input import LinesInput
+from .long_texts import InvalidUtf8Error, LongText
 from .pairs import pair_problem, pair_without_surrogates
-from .rows import Row, good_row, shown, without_surrogates
+from .rows import Row, good_row, note_replaced, shown, without_surrogates
 from .sources import Source
 
 __all__ = ["JsonLinesInput"]
@@ -45,18 +47,32 @@ class JsonLinesInput(LinesInput):
         with self._lines() as lines:
             filled = filter(_is_filled, lines)
             file_row = sum(1 for _ in islice(filled, skip))
-            for line in map(decoded, filled):
+            for line in map(self._opened, filled):
                 yield self._row(line, lines.count, first_row + file_row, file_row)
                 file_row += 1
             self.row_count = file_row
 
-    def _row(self, line: str | Unreadable, line_number: int, number: int, file_row: int) -> Row:
-        record = _parse(line)
+    def _opened(self, line: bytes | Unreadable) -> LongLine | LongText | Unreadable:
+        """The line as text, or what is needed of it."""
+        if isinstance(line, bytes) and len(line) > LONG_LINE_BYTES and self.is_enough is not None:
+            columns = self.columns
+            others = [name for name in (columns.pair, columns.id, *columns.kept) if name is not None]
+            try:
+                found = parse_long_line(line, columns.text, others, self.is_enough)
+            except InvalidUtf8Error as error:
+                return Unreadable(f"{error} of the line")
+            if found is not None:
+                return found
+        return decoded(line)
+
+    def _row(self, line: LongLine | LongText | Unreadable, line_number: int, number: int, file_row: int) -> Row:
+        is_long = isinstance(line, LongLine)
+        record = line.record if is_long else _parse(line)
         row_id = None
         if isinstance(record, dict):
             repairs: list[str] = []
             # Only an escape can bring a lone surrogate into text that was UTF-8.
-            has_escapes = isinstance(line, str) and "\\u" in line
+            has_escapes = isinstance(line, LongText) and "\\u" in line.text
             row_id = self._id(record, repairs)
             problem = self._text_problem(record)
             pair = None if self.columns.pair is None else record.get(self.columns.pair)
@@ -68,7 +84,10 @@ class JsonLinesInput(LinesInput):
                 if has_escapes:
                     text = without_surrogates(text, "text", repairs)
                     pair = pair_without_surrogates(pair, repairs)
-                return good_row(number, self.name, file_row, row_id, text, pair, kept, repairs)
+                if is_long:
+                    note_replaced(line.replaced, "text", repairs)
+                unseen = line.unseen if is_long else 0
+                return good_row(number, self.name, file_row, row_id, text, pair, kept, repairs, unseen)
         else:
             problem = record
         return Row(number, self.name, file_row, row_id, None, "error", f"line {line_number}: {problem}")
@@ -98,7 +117,7 @@ class JsonLinesInput(LinesInput):
         with ByteStream(self.source, looking=True) as stream:
             lines = LineReader(stream.reader, self.name)
             for line in map(decoded, filter(_is_filled, islice(lines, _LINES_SEARCHED_FOR_COLUMN))):
-                if isinstance(line, str) and len(line) > _LONGEST_LINE_SEARCHED:
+                if isinstance(line, LongText) and len(line.text) > _LONGEST_LINE_SEARCHED:
                     continue
                 record = _parse(line)
                 if isinstance(record, dict):
@@ -122,12 +141,12 @@ def _is_filled(line: bytes | Unreadable) -> bool:
     return isinstance(line, Unreadable) or bool(line and not line.isspace())
 
 
-def _parse(line: str | Unreadable) -> dict[str, Any] | str:
+def _parse(line: LongText | Unreadable) -> dict[str, Any] | str:
     """The line's JSON object, or what is wrong with the line."""
     if isinstance(line, Unreadable):
         return line.reason
     try:
-        record = json.loads(line)
+        record = json.loads(line.text)
     except json.JSONDecodeError as error:
         return f"malformed JSON at character {error.pos} ({error.msg})"
     except (RecursionError, ValueError) as error:

@@ -6,8 +6,9 @@ import io
 from dataclasses import dataclass
 
 from ...errors import InputError
+from .long_texts import InvalidUtf8Error, IsEnough, LongText, text_of_utf8
 
-__all__ = ["MAX_LINE_BYTES", "LineReader", "Unreadable", "decoded", "read_problem"]
+__all__ = ["MAX_LINE_BYTES", "LineReader", "Unreadable", "content_of", "decoded", "read_problem"]
 
 MAX_LINE_BYTES = 1 << 28
 """A longer line is a bad row and is passed over in pieces: a small compressed file may unpack to any length."""
@@ -60,19 +61,24 @@ class LineReader:
         return line
 
 
-def decoded(line: bytes | Unreadable) -> str | Unreadable:
-    """The line without its end, as text."""
-    if isinstance(line, Unreadable):
-        return line
+def content_of(line: bytes) -> memoryview:
+    """The line without its end."""
     end = len(line)
     if line.endswith(b"\n"):
         end -= 1
     if line.endswith(b"\r", 0, end):
         end -= 1
+    return memoryview(line)[:end]  # a view: the line may be a document of 100 MB
+
+
+def decoded(line: bytes | Unreadable, is_enough: IsEnough | None = None) -> LongText | Unreadable:
+    """The line without its end, as text, or a beginning of it where that is enough."""
+    if isinstance(line, Unreadable):
+        return line
     try:
-        return str(memoryview(line)[:end], "utf-8")  # a view: the line may be a document of 100 MB
-    except UnicodeDecodeError as error:
-        return Unreadable(f"invalid UTF-8 at byte {error.start} of the line")
+        return text_of_utf8(content_of(line), is_enough)
+    except InvalidUtf8Error as error:
+        return Unreadable(f"{error} of the line")
 
 
 def read_problem(error: OSError) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 
 from ...errors import InputError
@@ -34,11 +35,11 @@ class PlainTextInput(LinesInput):
         with self._lines() as lines:
             for _ in islice(lines, skip):
                 pass
-            for file_row, text in enumerate(map(decoded, lines), start=skip):
+            for file_row, line in enumerate(map(partial(decoded, is_enough=self.is_enough), lines), start=skip):
                 number = first_row + file_row
-                if isinstance(text, Unreadable):
-                    reason = f"line {file_row + 1}: {text.reason}"
+                if isinstance(line, Unreadable):
+                    reason = f"line {file_row + 1}: {line.reason}"
                     yield Row(number, self.name, file_row, None, None, "error", reason)
                 else:
-                    yield Row(number, self.name, file_row, None, text)
+                    yield Row(number, self.name, file_row, None, line.text, unseen=line.unseen)
             self.row_count = lines.count

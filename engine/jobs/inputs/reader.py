@@ -10,6 +10,7 @@ from .carried import id_type, kept_fields
 from .csv_input import CsvInput
 from .input_file import TEXTS, InputColumns, InputFile
 from .json_lines_input import JsonLinesInput
+from .long_texts import IsEnough
 from .parquet_input import ParquetInput
 from .plain_text_input import PlainTextInput
 from .rows import Row
@@ -61,13 +62,19 @@ def open_sources(sources: Sequence[Source], columns: InputColumns) -> tuple[Inpu
     return tuple(_CLASSES[source.format](source, columns) for source in sources)
 
 
-def read_rows(inputs: Sequence[InputFile], skip: int = 0) -> Iterator[Row]:
+def read_rows(inputs: Sequence[InputFile], skip: int = 0, is_enough: IsEnough | None = None) -> Iterator[Row]:
     """Stream the rows of all inputs, numbered through from 0, beginning with row number `skip`.
 
     Files that end before it are not opened where their rows are known.
+
+    Args:
+        inputs: from `open_inputs`.
+        skip: rows that are left out.
+        is_enough: of a task that sees only the beginnings of long texts: rows have no more of them.
     """
     number = 0
     for file in inputs:
+        file.is_enough = is_enough if file.columns.pair is None else None
         if file.row_count is None or number + file.row_count > skip:
             yield from file.rows(number, max(skip - number, 0))
         # Read to its end, a file knows its rows.

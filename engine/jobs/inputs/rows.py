@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Row", "good_row", "shown", "without_surrogates"]
+__all__ = ["Row", "good_row", "note_replaced", "shown", "surrogates_replaced", "without_surrogates"]
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -27,6 +27,7 @@ class Row:
         pair: the second text of a pair, or the choices that belong to `text`; None where the job has none.
         kept: values of the columns that are carried into the output, in the job's order of them, as
             `pa.array(values, type)` takes them for the types of `kept_fields`; empty in a bad row.
+        unseen: characters that follow those of `text` in the input; the task sees none of them.
     """
 
     number: int
@@ -38,11 +39,12 @@ class Row:
     reason: str = ""
     pair: str | list[str] | None = None
     kept: tuple[object, ...] = ()
+    unseen: int = 0
 
     @property
     def characters(self) -> int:
-        """Characters and bytes of all values that are held while the row waits for its window."""
-        size = len(self.text or "")
+        """Characters and bytes of all values, unseen ones too: windows must not depend on what the task sees."""
+        size = len(self.text or "") + self.unseen
         if self.pair is not None:
             size += len(self.pair) if isinstance(self.pair, str) else sum(map(len, self.pair))
         return size + sum(len(value) for value in self.kept if isinstance(value, str | bytes)) if self.kept else size
@@ -57,11 +59,12 @@ def good_row(
     pair: str | list[str] | None,
     kept: tuple[object, ...],
     repairs: Sequence[str] = (),
+    unseen: int = 0,
 ) -> Row:
     """A row with a text; `repairs` says what was changed in it, if anything was."""
     if repairs:
-        return Row(number, file, file_row, row_id, text, "repaired", "; ".join(repairs), pair, kept)
-    return Row(number, file, file_row, row_id, text, "ok", "", pair, kept)
+        return Row(number, file, file_row, row_id, text, "repaired", "; ".join(repairs), pair, kept, unseen)
+    return Row(number, file, file_row, row_id, text, "ok", "", pair, kept, unseen)
 
 
 def without_surrogates(text: str, what: str, repairs: list[str]) -> str:
@@ -69,11 +72,20 @@ def without_surrogates(text: str, what: str, repairs: list[str]) -> str:
 
     No UTF-8 file and no tokenizer takes half of a surrogate pair; left in, one such row would fail its whole batch.
     """
-    if text.isascii() or not _SURROGATE.search(text):
-        return text
-    text, count = _SURROGATE.subn("\ufffd", text)
-    repairs.append(f"{what}: {count} lone surrogates replaced by U+FFFD")
+    text, count = surrogates_replaced(text)
+    note_replaced(count, what, repairs)
     return text
+
+
+def surrogates_replaced(text: str) -> tuple[str, int]:
+    """The text with lone surrogates replaced by U+FFFD, and how many there were."""
+    return (text, 0) if text.isascii() or not _SURROGATE.search(text) else _SURROGATE.subn("\ufffd", text)
+
+
+def note_replaced(count: int, what: str, repairs: list[str]) -> None:
+    """A line about `what` in `repairs`, where lone surrogates were replaced in it."""
+    if count:
+        repairs.append(f"{what}: {count} lone surrogates replaced by U+FFFD")
 
 
 def shown(value: object, limit: int = 40) -> str:

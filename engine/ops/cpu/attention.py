@@ -27,8 +27,9 @@ from ...contract import Call
 from ...errors import InputError
 from ...memo import Memo
 from ...relative_position import relative_position_bucket
+from ..traced import traceable_attention
 
-__all__ = ["unsupported", "varlen_attention"]
+__all__ = ["self_attention", "unsupported", "varlen_attention"]
 
 SCORES_PER_BLOCK = 1 << 20
 """Scores held at once: 2 MiB in bf16, 4 MiB in fp32. Larger blocks leave the caches, smaller ones are overhead."""
@@ -56,6 +57,7 @@ def unsupported(call: Call) -> list[str]:
     return reasons
 
 
+@traceable_attention("cpu_attention")
 def varlen_attention(
     q: Tensor,
     k: Tensor,
@@ -83,6 +85,30 @@ def varlen_attention(
         asked = {"cu_seqlens_k": cu_seqlens_k is not None, "causal": causal, "return_lse": return_lse}
         names = ", ".join(name for name, is_asked in asked.items() if is_asked)
         raise InputError(f"attention: the cpu row takes none of cu_seqlens_k, causal and return_lse, got {names}")
+    kind = window, softmax_scale, position_bias, bias_max_distance, bias_bidirectional
+    return self_attention(q, k, v, cu_seqlens, max_seqlen, *kind, memo)
+
+
+def self_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    window: tuple[int, int],
+    softmax_scale: float | None,
+    position_bias: Tensor | None,
+    bias_max_distance: int,
+    bias_bidirectional: bool,
+    memo: Memo | None,
+    *,
+    alone: bool = False,
+) -> Tensor:
+    """`varlen_attention` on what it serves.
+
+    Args:
+        alone: no text goes together with others of its length, so that its bits are its own.
+    """
     memo = Memo() if memo is None else memo
     heads, head_dim = q.shape[1:]
     if k.shape[1] != heads:
@@ -95,7 +121,7 @@ def varlen_attention(
     out = q.new_empty(q.shape)
     scratch = q.new_empty(max(SCORES_PER_BLOCK, max_seqlen))
     for start, count, length in memo.once(cu_seqlens, "runs", lambda: list(_equal_runs(cu_seqlens))):
-        texts = max(1, SCORES_PER_BLOCK // (heads * length * length))
+        texts = 1 if alone else max(1, SCORES_PER_BLOCK // (heads * length * length))
         for first in range(start, start + count * length, texts * length):
             stop = min(first + texts * length, start + count * length)
             _attend(q[first:stop], k[first:stop], v[first:stop], out[first:stop], length, scores, scratch)
