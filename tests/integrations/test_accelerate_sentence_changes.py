@@ -164,6 +164,7 @@ FALLBACKS: dict[str, tuple[Callable[[Any], Any], dict[str, Any], str]] = {
     "processing": (lambda _: None, {"processing_kwargs": {"text": {"max_length": 7}}}, "processing_kwargs"),
     "hook": (lambda model: model[1].register_forward_hook(lambda *_: None), {}, r"module 1 \(Pooling\) has hooks"),
     "inner hook": (lambda model: model[0].model.encoder.layer[0].register_forward_hook(lambda *_: None), {}, "hooks"),
+    "hook on the model": (lambda model: model[0].model.register_forward_hook(lambda *_: None), {}, "a model inside"),
     "module": (lambda model: model.insert(1, Doubled()), {}, r"module 1 \(Doubled\)"),
     "restored inside": (undone, {}, "not accelerated any more"),
 }

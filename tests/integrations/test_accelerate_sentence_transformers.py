@@ -217,6 +217,22 @@ def test_batches_are_no_larger_than_asked_for(
     assert sum(sizes) == 60
 
 
+def test_deterministic_gives_a_text_its_bits_among_any_others(embedding_folder: Path) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        model = sentence_model(embedding_folder, Pooling(32, ("mean", "max")), Dense(64, 48), Normalize())
+    fast = padless.accelerate(model, deterministic=True)
+    draw = random.Random(20261122)
+    texts = [" ".join(draw.choices(["moon", "sun", "stone", "x", "bread"], k=draw.randrange(1, 60))) for _ in range(40)]
+    bits = [fast.encode(text).tobytes() for text in texts]
+    assert len(set(bits)) > 35
+    for size in (32, 3, 1, 64):
+        order = draw.sample(range(len(texts)), len(texts))
+        found = fast.encode([texts[row] for row in order], batch_size=size)
+        assert [vector.tobytes() for vector in found] == [bits[row] for row in order]
+    assert not loop(fast).fallbacks
+
+
 def test_several_threads_at_once(model: Any) -> None:
     fast, plain = both(model)
     expected = plain.encode(TEXTS)

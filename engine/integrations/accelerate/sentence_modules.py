@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ...errors import OptionError
 from ...folders.sentence_transformer import PoolingSpec
 from .fast_tokenizer import backend_of
+from .refusals import foreign_hooks
 
 __all__ = ["KINDS", "SentenceModules", "kind_of"]
 
@@ -155,6 +156,9 @@ def _check_transformer(place: Place, task: str, field: str) -> None:
             raise _refused(place, f"has {name}, which are not supported")
     backend_of(transformer.tokenizer)
     _check_calls(place)
+    model = transformer.model
+    if foreign_hooks(model) or model._compiled_call_impl is not None:
+        raise _refused(place, "has a model inside that was compiled or has hooks, which would not be called")
 
 
 def _check_features(place: Place, known: set[str]) -> None:

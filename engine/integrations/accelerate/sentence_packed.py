@@ -73,8 +73,10 @@ class PackedModel:
         """
         if self.pooling is None:
             return self.model(batch).logits.to(self.dtype).float()
-        pooled = self.pooling(self.model.run(batch), batch, prompt_tokens)
-        return self.library.after_pooling(pooled.to(self.dtype)).float()
+        pooled = self.pooling(self.model.run(batch), batch, prompt_tokens).to(self.dtype)
+        # The bits of the library's own products depend on how many rows they have.
+        parts = pooled.split(1) if self.model.deterministic else (pooled,)
+        return torch.cat([self.library.after_pooling(part).float() for part in parts])
 
 
 class PackedCall:
@@ -152,6 +154,7 @@ class PackedCall:
             token_budget=tokenizer.loaded.token_budget,
             batch_size=self._batch_size,
             stats=self._stats,
+            alike=packed.model.deterministic,
         ):
             if not len(vectors):
                 vectors = torch.empty(len(rows), batch.vectors.shape[1])
