@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import re
 import threading
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from accelerated import EVERYTHING, HAS_DECODER, assert_same, call_of, count_calls, pair
+from accelerated import EVERYTHING, HAS_DECODER, assert_same, call_of, count_calls, pair, untouched
 from parity_models import ModelClass
 
 import padless
@@ -128,6 +129,41 @@ def test_arguments_may_come_in_their_order() -> None:
         assert len(calls) == 1
         with pytest.raises(TypeError, match="multiple values"):
             accelerated(call["input_ids"], input_ids=call["input_ids"])
+
+
+VARIANTS: dict[str, tuple[ModelClass, dict[str, Any]]] = {
+    "logits of labels alone": (ModelClass("modernbert", "ForMaskedLM"), {"sparse_prediction": True}),
+    "the mean of a text": (ModelClass("modernbert", "ForSequenceClassification"), {"classifier_pooling": "mean"}),
+    "no windows": (MODERN, {"layer_types": ["full_attention"] * 4}),
+    "no trigrams": (MOBILE, {"trigram_input": False, "embedding_size": 32}),
+}
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_what_a_configuration_changes_is_computed_so(variant: str, side: str) -> None:
+    item, fields = VARIANTS[variant]
+    model, accelerated, _ = pair(item, **fields)
+    calls = count_calls(accelerated)
+    call = call_of(item, side, with_targets=True)
+    with torch.no_grad():
+        assert_same(accelerated(**call), model(**call), call)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("family", ["bert", "mobilebert", "megatron-bert"])
+def test_a_model_without_its_pooler(family: str) -> None:
+    item = ModelClass(family, "Model")
+    model = item.theirs(untouched(item).config, add_pooling_layer=False).eval()
+    accelerated = padless.accelerate(copy.deepcopy(model))
+    calls = count_calls(accelerated)
+    with torch.no_grad():
+        for side in ("left", "right"):
+            call = call_of(item, side)
+            assert_same(accelerated(**call), model(**call), call)
+        assert len(calls) == 2
+        # MegatronBERT's tuple has None where the pooler's output would be.
+        assert_same(accelerated(**call, return_dict=False), model(**call, return_dict=False), call)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -195,6 +195,21 @@ def test_in_training_mode_transformers_computes_and_says_so(caplog: pytest.LogCa
     assert len(calls) == 1
 
 
+def test_while_it_trains_no_copy_is_made_of_its_weights() -> None:
+    accelerated = padless.accelerate(untouched(BERT), dtype="bfloat16")
+    call, twin = call_of(BERT), vars(accelerated)["forward"].twin
+    first = twin.ours
+    for parameter in accelerated.train().parameters():
+        parameter.data.mul_(1.1)
+    accelerated(**call)
+    assert twin.ours is first
+    with torch.no_grad():
+        accelerated.eval()(**call)
+        next(accelerated.parameters()).mul_(1.1)
+        accelerated(**call)
+    assert twin.ours is not first
+
+
 def test_twice_is_once_and_what_was_not_accelerated_is_not_restored(caplog: pytest.LogCaptureFixture) -> None:
     model = untouched(BERT)
     with pytest.raises(OptionError, match="expected a model that was accelerated, got a BertForTokenClassification"):

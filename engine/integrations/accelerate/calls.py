@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...models.megatron_bert import MegatronBertModel
 from ...models.mobilebert import MobileBertFamily
 from ...models.modernbert import ModernBertPreTrainedModel
 from ...models.mt5 import MT5ForConditionalGeneration
@@ -105,6 +106,8 @@ def read_call(model: Any, ours: Any, known: frozenset[str], given: Mapping[str, 
             shape = columns.shape if "input_ids" in arguments else columns.shape[:-1]
             arguments["position_ids"] = torch.arange(shape[-1], device=columns.device).expand(shape)
     as_tuple = not arguments.pop("return_dict")
+    if as_tuple and isinstance(ours, MegatronBertModel) and ours.pooler is None:
+        raise NotServed("a tuple, in which this class keeps a place for the pooler that it lacks")
     return Call(arguments, as_tuple, arguments["output_attentions"], own, across)
 
 

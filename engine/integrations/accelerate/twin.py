@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,7 +20,18 @@ from .watch import Watch
 
 __all__ = ["Twin"]
 
+TRAINING = "in training mode: call model.eval() to have padless compute"
+
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Made:
+    """Our model, or why there is none, and what the original was when it was made."""
+
+    ours: Any
+    failure: str
+    watch: Watch
 
 
 class Twin:
@@ -35,9 +47,7 @@ class Twin:
         self._begin()
 
     def _begin(self) -> None:
-        self._ours: Any = None
-        self._failure: str | None = None
-        self._watch: Watch | None = None
+        self._made: _Made | None = None
         self._own: dict[int, nn.Parameter] = {}
         self._told: set[str] = set()
         self._making = threading.Lock()
@@ -58,41 +68,44 @@ class Twin:
         """
         original = self.original
         before = {id(p): p.data_ptr() for p in original.parameters()}
-        self._ours, self._failure, self._watch = None, None, None
+        ours, failure = None, None
         try:
             ours = adopt(original, **self.options)
             if isinstance(ours, MobileBertFamily):
                 see_beyond_edges(ours)
-            self._ours = ours
         except PadlessError as error:
-            self._failure = str(error)
-            raise
-        finally:
-            moved = {id(p): p for p in original.parameters() if before.get(id(p)) != p.data_ptr()}
-            self._own = {key: p for key, p in {**self._own, **moved}.items() if key in before}
-            self._watch = Watch(original, writes=not self.shares)
+            failure = error
+        moved = {id(p): p for p in original.parameters() if before.get(id(p)) != p.data_ptr()}
+        self._own = {key: p for key, p in {**self._own, **moved}.items() if key in before}
+        # At once, for threads that look while this is made anew.
+        self._made = _Made(ours, str(failure or ""), Watch(original, writes=not self.shares))
+        if failure is not None:
+            raise failure
         return ours
 
     def ready(self) -> tuple[Any, str]:
         """(our model, "") where it may serve, else (None, why not)."""
         if torch.is_autocast_enabled(self.original.device.type):
             return None, "under autocast: leave it, or ask for a dtype, such as accelerate(model, dtype='bfloat16')"
-        watch = self._watch
-        if watch is None or not watch.unchanged:
-            with self._making:
-                # Another thread may have been quicker.
-                if self._watch is None or not self._watch.unchanged:
-                    try:
-                        self.make()
-                    except PadlessError as error:
-                        logger.debug("accelerate: %s", error)
-                watch = self._watch
-        assert watch is not None
-        if watch.training:
-            return None, "in training mode: call model.eval() to have padless compute"
-        if watch.hooked:
+        if self.original.training:  # where weights change with each step, nothing need be made of them
+            return None, TRAINING
+        made = self._made
+        if made is None or not made.watch.unchanged:
+            made = self._made_anew()
+        if made.watch.training:
+            return None, TRAINING
+        if made.watch.hooked:
             return None, "modules have hooks or a forward of their own: remove them to have padless compute"
-        return self._ours, self._failure or ""
+        return made.ours, made.failure
+
+    def _made_anew(self) -> _Made:
+        with self._making:
+            # Another thread may have been quicker.
+            if self._made is None or not self._made.watch.unchanged:
+                with suppress(PadlessError):  # kept, and told by who asks
+                    self.make()
+        assert self._made is not None
+        return self._made
 
     @property
     def aside(self) -> bool:
@@ -124,16 +137,17 @@ class Twin:
     @property
     def ours(self) -> Any:
         """Our model as it was made last; None before and where that failed."""
-        return self._ours
+        return None if self._made is None else self._made.ours
 
     def copied(self) -> int:
         """Bytes beside the original's weights: of a copy in another dtype, of matrices in layouts that rows prepare."""
-        if self._ours is None:
+        ours = self.ours
+        if ours is None:
             return 0
-        distinct = {id(p): p for p in parameters_of(self._ours).values()}
+        distinct = {id(p): p for p in parameters_of(ours).values()}
         copy = 0 if self.shares else sum(p.nbytes for p in distinct.values())
         prepared = 0
-        for op in self._ours.bound_ops():
+        for op in ours.bound_ops():
             if op.resolution is not None and op.resolution.prepare is not None:
                 weights = [source.tensor for source in op._sources]
                 prepared += sum(w.nbytes for w in weights if w is not None and w.dim() > 1)
@@ -143,4 +157,4 @@ class Twin:
         """Give the original's parameters memory of their own again, values kept."""
         for parameter in self._own.values():
             parameter.data = parameter.data.clone()
-        self._ours, self._watch, self._own = None, None, {}
+        self._made, self._own = None, {}
