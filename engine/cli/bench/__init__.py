@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import accelerate_models, compare, generate, jobs, kernels, models, plot
+from . import accelerate, accelerate_models, compare, generate, jobs, kernels, models, plot
 
 __all__ = ["app"]
 
@@ -18,6 +18,7 @@ def bench() -> None:
 
 app.command("kernels")(kernels.kernels)
 app.command("models")(models.models)
+app.command("accelerate")(accelerate.accelerate)
 app.command("generate")(generate.generate)
 app.command("jobs")(jobs.jobs)
 app.command("accelerate-models")(accelerate_models.accelerate_models)

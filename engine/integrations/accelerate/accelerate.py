@@ -13,6 +13,8 @@ from .families import our_class
 from .forward import Forward
 from .generate import Generate
 from .refusals import check_model, check_weights, unsupported_class
+from .sentence_models import accelerate_sentence_model, restore_sentence_model
+from .sentence_modules import kind_of
 from .twin import Twin
 
 __all__ = ["accelerate", "restore"]
@@ -25,13 +27,13 @@ logger = logging.getLogger(__name__)
 def accelerate(
     model: Model, *, dtype: str | torch.dtype | None = None, backend: str = "auto", deterministic: bool = False
 ) -> Model:
-    """Have padless compute what a model of transformers is called for, without padding.
+    """Have padless compute what a model of transformers or sentence-transformers is called for, without padding.
 
     The model stays what it is: its class, configuration, parameters, outputs, `save_pretrained` and `generate`. Calls
     that padless does not serve go to transformers, with one log line for each reason. docs/accelerate.md says which.
 
     Args:
-        model: a model of transformers in evaluation mode; changed in place.
+        model: a model of transformers in evaluation mode, a SentenceTransformer or a CrossEncoder; changed in place.
         dtype: what to compute in, "float32", "bfloat16", "float16" or "auto" for the fastest here; None is what the
             weights are, which are then shared. Another one keeps a copy; outputs have the model's own dtype all the
             same.
@@ -46,6 +48,8 @@ def accelerate(
             or split over devices; says what to do.
         BackendError: `backend` or `deterministic` cannot be served.
     """
+    if kind_of(model) is not None:
+        return accelerate_sentence_model(model, dtype=dtype, backend=backend, deterministic=deterministic)
     if not isinstance(model, nn.Module) or our_class(model) is None:
         raise unsupported_class(model)
     name = type(model).__name__
@@ -78,6 +82,8 @@ def restore(model: Model) -> Model:
     Raises:
         OptionError: it is not accelerated.
     """
+    if kind_of(model) is not None:
+        return restore_sentence_model(model)
     forward = _forward_of(model)
     if forward is None:
         raise OptionError(f"restore: expected a model that was accelerated, got a {type(model).__name__} that was not")
