@@ -138,6 +138,15 @@ def _models(report: Report, rows: Sequence[Row]) -> Iterator[tuple[str, Figure]]
 
 
 def _generate(report: Report, rows: Sequence[Row]) -> Iterator[tuple[str, Figure]]:
+    return _against_baseline(report, rows, "generate", "tokens written")
+
+
+def _accelerate(report: Report, rows: Sequence[Row]) -> Iterator[tuple[str, Figure]]:
+    return _against_baseline(report, rows, "accelerate", "padded batches, with one line and without")
+
+
+def _against_baseline(report: Report, rows: Sequence[Row], stem: str, what: str) -> Iterator[tuple[str, Figure]]:
+    """A picture a model: its systems beside the one that the report names as its baseline."""
     models = report.root.items("models")
     for place, model in enumerate(models, 1):
         name, workload = model.text("model"), model.node("workload").text("name")
@@ -149,7 +158,7 @@ def _generate(report: Report, rows: Sequence[Row]) -> Iterator[tuple[str, Figure
         suffix = f"_{place}" if len(models) > 1 else ""
         below = subtitle(report, workload, _dtypes(found))
         baseline, groups = report.root.text("baseline"), group_rows(found, ratios)
-        yield f"generate{suffix}", bars(f"{name}: tokens written", below, groups, baseline, dtype_in_label=True)
+        yield f"{stem}{suffix}", bars(f"{name}: {what}", below, groups, baseline, dtype_in_label=True)
 
 
 def _jobs(report: Report, rows: Sequence[Row]) -> Iterator[tuple[str, Figure]]:
@@ -192,6 +201,7 @@ _KINDS: dict[str, Callable[[Report, Sequence[Row]], Iterator[tuple[str, Figure]]
     "kernels": _kernels,
     "models": _models,
     "generate": _generate,
+    "accelerate": _accelerate,
     "jobs": _jobs,
     "gpu-report": _gpu,
 }

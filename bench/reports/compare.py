@@ -15,7 +15,7 @@ from pathlib import Path
 from ...engine.errors import InputError, OptionError
 from ..timing import Spread
 from .report import Report, read_report
-from .rows import MICROSECONDS, Row, missing_of, rows_of
+from .rows import MICROSECONDS, OF_MODELS, Row, missing_of, rows_of
 
 __all__ = ["Change", "Comparison", "compare", "parse_threshold", "run"]
 
@@ -185,8 +185,8 @@ def _differences(old: Report, new: Report) -> Iterator[str]:
 def _versions(report: Report) -> dict[str, str]:
     """Distribution to version, of all systems of a report of models, generation or jobs."""
     found: dict[str, str] = {}
-    owners = report.root.items("models") if report.kind in ("models", "generate") else [report.root]
-    for owner in owners if report.kind in ("models", "generate", "jobs") else ():
+    owners = report.root.items("models") if report.kind in OF_MODELS else [report.root]
+    for owner in owners if report.kind in (*OF_MODELS, "jobs") else ():
         for system in owner.items("systems"):
             found |= system.texts("versions")
     return found

@@ -146,6 +146,7 @@ _SAYS: dict[str, Callable[[Report, Sequence[Row]], str]] = {
     "kernels": _kernels,
     "models": _models,
     "generate": _models,
+    "accelerate": _models,
     "jobs": _jobs,
     "gpu-report": _gpu,
 }

@@ -3,6 +3,7 @@
 kernels      bench kernels, schema 1
 models       bench models, schema 2; schema 1 had one model, whose fields stood at the top
 generate     bench generate, schema 1
+accelerate   bench accelerate-models, schema 1
 jobs         bench jobs, schema 1
 gpu-report   make gpu-report, schema 1
 """
@@ -20,7 +21,7 @@ from .fields import Node
 
 __all__ = ["KINDS", "Report", "check_report", "read_report"]
 
-KINDS = {"kernels": (1,), "models": (1, 2), "generate": (1,), "jobs": (1,), "gpu-report": (1,)}
+KINDS = {"kernels": (1,), "models": (1, 2), "generate": (1,), "accelerate": (1,), "jobs": (1,), "gpu-report": (1,)}
 """Kind to the schemas that are understood."""
 
 _OF_A_MODEL = ("model", "workload", "systems", "left_out", "failed")

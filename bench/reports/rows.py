@@ -11,13 +11,16 @@ from ..timing import Spread
 from .fields import Node
 from .report import Report
 
-__all__ = ["BOUNDS", "MICROSECONDS", "OURS", "Row", "missing_of", "rows_of"]
+__all__ = ["BOUNDS", "MICROSECONDS", "OF_MODELS", "OURS", "Row", "missing_of", "rows_of"]
 
 OURS = "padless"
 MICROSECONDS = "µs"
 
 BOUNDS = ("product-alone", "the product alone, cuBLAS", "copy of as many bytes")
 """What is timed beside an op and does less than it: nothing that computes the op can be held against it as a peer."""
+
+OF_MODELS = ("models", "generate", "accelerate")
+"""Kinds of report that hold a list of models, each with the same fields."""
 
 _TIMED_PARTS = ("attention", "fused")
 """Of a GPU report: its other parts check, or try tilings."""
@@ -67,7 +70,7 @@ class Row:
     @property
     def ours(self) -> bool:
         """Whether this is padless, in whatever arrangement."""
-        return self.system == OURS or self.system.startswith((f"{OURS} ", f"{OURS},"))
+        return self.system == OURS or self.system.startswith(tuple(OURS + mark for mark in " ,.-"))
 
     @property
     def peer(self) -> bool:
@@ -110,7 +113,7 @@ def missing_of(report: Report) -> dict[tuple[str, str], str]:
 def _cases(report: Report) -> Iterator[tuple[str, Node]]:
     if report.kind == "kernels":
         yield from ((_kernel_case(node), node) for node in report.root.items("cases"))
-    elif report.kind in ("models", "generate"):
+    elif report.kind in OF_MODELS:
         yield from ((_model_case(node), node) for node in report.root.items("models"))
     elif report.kind == "jobs":
         yield _job_case(report.root), report.root
@@ -184,6 +187,7 @@ _READERS: dict[str, Callable[[Node], Iterator[Row]]] = {
     "kernels": _kernels,
     "models": _models,
     "generate": _models,
+    "accelerate": _models,
     "jobs": _jobs,
     "gpu-report": _gpu,
 }

@@ -11,6 +11,9 @@ import torch
 
 from padless.bench.accelerate.transformers_models import DTYPES, check, run
 from padless.bench.models.seeded import write_seeded
+from padless.bench.plots.figures import figures
+from padless.bench.reports.report import read_report
+from padless.bench.reports.rows import rows_of
 from padless.engine.cli.app import run as command_line
 from padless.engine.errors import InputError, OptionError
 
@@ -46,6 +49,9 @@ def test_every_system_is_checked_and_timed(folder: Path, tmp_path: Path, capsys:
         expected = [model["tokens"] / seconds for seconds in system["seconds"]]
         assert system["tokens_per_second"]["median"] == pytest.approx(sum(expected) / 2)
     assert json.loads(file.read_text()) == report
+    rows = rows_of(read_report(file))
+    assert [(row.label, row.ours) for row in rows] == [(f"{s} {d}", s == "padless.accelerate") for s, d in systems]
+    assert [name for name, _ in figures(read_report(file))] == ["accelerate"]
     assert f"modernbert-base, {model['tokens']} tokens of mixed_256" in capsys.readouterr().out
 
 

@@ -219,7 +219,7 @@ IN_US = ("cases", 0, "systems", 0, "us")
         ({}, "kind: missing, expected a text"),
         (
             changed(ONE, "tests", "kind"),
-            "kind: expected one of kernels, models, generate, jobs, gpu-report, found 'tests'",
+            "kind: expected one of kernels, models, generate, accelerate, jobs, gpu-report, found 'tests'",
         ),
         (changed(ONE, 7, "schema"), "schema: expected 1 of kind kernels, found 7"),
         (without(ONE, "written"), "written: missing, expected a text"),

@@ -30,8 +30,8 @@ def accelerate(
 ) -> None:
     """Measure what padless.accelerate makes of sentence-transformers: tokens a second.
 
-    sentence-transformers in float32 by itself is the reference. Correctness is checked first, and what fails, or is not
-    computed by padless, has no figure; all run interleaved in one process.
+    sentence-transformers in float32 by itself is the reference. Correctness is checked first, and what fails has no
+    figure; a call that padless did not compute ends the run with one line. All run interleaved in one process.
     """
     from ....bench.accelerate.sentence_transformers_models import run
 
