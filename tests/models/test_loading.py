@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -430,3 +432,16 @@ def test_a_family_without_a_table_of_positions_is_cut_where_its_training_ended(f
     with torch.no_grad():
         expected = theirs(ids[None]).last_hidden_state[0].mean(dim=0)
     np.testing.assert_allclose(encoder.encode("moon " * 200), expected.numpy(), rtol=0, atol=1e-5)
+
+
+def test_no_compiler_is_imported_before_one_is_asked_for(tiny_folder: Path) -> None:
+    """torch's would cost every start two seconds and 160 MB; some of torch's own decorators import it."""
+    code = (
+        "import sys, padless\n"
+        f"vectors = padless.load({str(tiny_folder)!r}, device='cpu').encode(['the sun', 'a river'])\n"
+        "assert vectors.shape == (2, 24)\n"
+        "found = {'torch._dynamo', 'torch._inductor', 'sympy', 'triton', 'transformers'} & set(sys.modules)\n"
+        "sys.exit(', '.join(sorted(found)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
