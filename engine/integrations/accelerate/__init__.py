@@ -1,6 +1,6 @@
 """padless under a model of transformers: one line that makes it faster, and one that takes it back.
 
-accelerate.py -> the two lines
+accelerate.py -> the two lines; transformers_model.py, sentence_models.py -> for a model of either library
 families.py, refusals.py -> which classes, and what cannot be taken
 adopt.py -> our model of the same class, on the very same parameters
 twin.py, watch.py -> that model beside the original, made anew where the original was changed

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import logging
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
-from torch import nn
 
-from ...errors import OptionError, PadlessError
-from .families import our_class
-from .forward import Forward
-from .generate import Generate
-from .refusals import check_model, check_weights, unsupported_class
 from .sentence_models import accelerate_sentence_model, restore_sentence_model
 from .sentence_modules import kind_of
-from .twin import Twin
+from .transformers_model import accelerate_transformers_model, restore_transformers_model
 
 __all__ = ["accelerate", "restore"]
 
 Model = TypeVar("Model")
-
-logger = logging.getLogger(__name__)
 
 
 def accelerate(
@@ -48,29 +39,8 @@ def accelerate(
             or split over devices; says what to do.
         BackendError: `backend` or `deterministic` cannot be served.
     """
-    if kind_of(model) is not None:
-        return accelerate_sentence_model(model, dtype=dtype, backend=backend, deterministic=deterministic)
-    if not isinstance(model, nn.Module) or our_class(model) is None:
-        raise unsupported_class(model)
-    name = type(model).__name__
-    if _forward_of(model) is not None:
-        logger.warning("accelerate: %s is accelerated already; to change how, restore it first", name)
-        return model
-    check_weights(model)
-    check_model(model)
-    twin = Twin(model, dtype, backend, deterministic)
-    try:
-        twin.make()
-    except PadlessError:
-        twin.leave()
-        raise
-    vars(model)["forward"] = Forward(twin)
-    if hasattr(twin.ours, "generate"):
-        vars(model)["generate"] = Generate(twin)
-    weights = "the model's own weights" if twin.shares else "a copy of the weights"
-    megabytes = twin.copied() / 1e6
-    logger.info("accelerate: %s: %s, %.1f MB beside them for other layouts and dtypes", name, weights, megabytes)
-    return model
+    chosen = accelerate_transformers_model if kind_of(model) is None else accelerate_sentence_model
+    return chosen(model, dtype=dtype, backend=backend, deterministic=deterministic)
 
 
 def restore(model: Model) -> Model:
@@ -82,17 +52,4 @@ def restore(model: Model) -> Model:
     Raises:
         OptionError: it is not accelerated.
     """
-    if kind_of(model) is not None:
-        return restore_sentence_model(model)
-    forward = _forward_of(model)
-    if forward is None:
-        raise OptionError(f"restore: expected a model that was accelerated, got a {type(model).__name__} that was not")
-    for name in ("forward", "generate"):
-        vars(model).pop(name, None)
-    forward.twin.leave()
-    return model
-
-
-def _forward_of(model: Any) -> Forward | None:
-    found = vars(model).get("forward") if isinstance(model, nn.Module) else None
-    return found if isinstance(found, Forward) else None
+    return restore_transformers_model(model) if kind_of(model) is None else restore_sentence_model(model)

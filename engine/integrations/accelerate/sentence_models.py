@@ -11,6 +11,7 @@ from ...errors import OptionError
 from .forward import Forward
 from .sentence_loop import SentenceLoop, loop_name, loop_of
 from .sentence_modules import SentenceModules
+from .transformers_model import accelerate_transformers_model, restore_transformers_model
 
 __all__ = ["accelerate_sentence_model", "restore_sentence_model"]
 
@@ -32,8 +33,6 @@ def accelerate_sentence_model(
         OptionError: it has a module that padless does not compute, or one that cannot be accelerated; names it.
         BackendError: `backend` or `deterministic` cannot be served.
     """
-    from .accelerate import accelerate
-
     try:
         modules = SentenceModules.of(model)
     except OptionError as error:
@@ -42,7 +41,7 @@ def accelerate_sentence_model(
         name = type(model).__name__
         logger.warning("accelerate: %s is accelerated already; to change how, restore it first", name)
         return model
-    accelerate(modules.hf_model, dtype=dtype, backend=backend, deterministic=deterministic)
+    accelerate_transformers_model(modules.hf_model, dtype=dtype, backend=backend, deterministic=deterministic)
     setattr(model, loop_name(model), SentenceLoop(model, backend=backend, deterministic=deterministic))
     return model
 
@@ -53,13 +52,11 @@ def restore_sentence_model(model: Any) -> Any:
     Raises:
         OptionError: the model is not accelerated.
     """
-    from .accelerate import restore
-
     if loop_of(model) is None:
         found = type(model).__name__
         raise OptionError(f"restore: expected a model that padless.accelerate was called on, got a {found}")
     delattr(model, loop_name(model))
     for module in model.modules():
         if isinstance(vars(module).get("forward"), Forward):
-            restore(module)
+            restore_transformers_model(module)
     return model
