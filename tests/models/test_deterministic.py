@@ -76,4 +76,4 @@ def test_scores_of_what_is_written_are_those_of_the_text_alone(family: str) -> N
 def test_thousand_batches_change_no_bit_of_a_vector(minilm_folder: Path, dtype: str) -> None:
     encoder = padless.load(minilm_folder, device="cpu", dtype=dtype, deterministic=True)
     for seed, longest in itertools.product(range(5), (3, 512)):
-        assert rebatched(encoder, texts_of(600, words=80), 100, seed=seed, longest=longest) == 0
+        assert rebatched(encoder, texts_of(600, words=12), 100, seed=seed, longest=longest) == 0
