@@ -86,6 +86,11 @@ def test_only_sizes_that_agree_are_used(compute: Callable[[Tensor], Tensor], use
     assert set(calls) == used
 
 
+def test_no_row_gives_no_row() -> None:
+    """Such as the positions of a masked language model that nobody asks for."""
+    assert in_tiles(torch.clone, (torch.empty(0, 3),), width=3, key=next(KEYS)).shape == (0, 3)
+
+
 def test_a_wide_result_comes_in_the_smallest_tiles() -> None:
     function, calls = recorded(lambda rows: rows.clone())
     in_tiles(function, (torch.randn(100, 3),), width=1 << 20, key=next(KEYS))

@@ -47,7 +47,7 @@ def in_tiles(compute: Compute, rows: Sequence[Tensor], *, width: int, key: Hasha
 
     Args:
         compute: each row of what it returns follows from that row of its arguments.
-        rows: `[rows, …]` each, at least one row.
+        rows: `[rows, …]` each.
         width: elements of a row of what comes out.
         key: what determines, beside the arguments' widths and dtypes, how `compute` works.
 
@@ -57,11 +57,13 @@ def in_tiles(compute: Compute, rows: Sequence[Tensor], *, width: int, key: Hasha
     Raises:
         BackendError: this machine's library computes a row differently in different places of a tile of every size.
     """
+    count = len(rows[0])
+    if not count:
+        return compute(*rows)
     what = key, width, torch.get_num_threads(), *((row.shape[1:], row.dtype) for row in rows)
     sizes = _proven.get(what)
     if sizes is None:
         sizes = _proven[what] = _prove(compute, rows, width)
-    count = len(rows[0])
     parts = []
     for start, stop, size in _plan(count, sizes):
         part = compute(*(_tile(row, start, stop, size) for row in rows))
