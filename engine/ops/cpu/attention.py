@@ -29,7 +29,7 @@ from ...memo import Memo
 from ...relative_position import relative_position_bucket
 from ..traced import traceable_attention
 
-__all__ = ["self_attention", "unsupported", "varlen_attention"]
+__all__ = ["bias_by_distance", "self_attention", "unsupported", "varlen_attention"]
 
 SCORES_PER_BLOCK = 1 << 20
 """Scores held at once: 2 MiB in bf16, 4 MiB in fp32. Larger blocks leave the caches, smaller ones are overhead."""
@@ -116,7 +116,7 @@ def self_attention(
     bias = None
     if position_bias is not None:
         kind = max_seqlen, bias_max_distance, bias_bidirectional
-        bias = memo.once(position_bias, ("bias", *kind), partial(_bias_by_distance, position_bias, *kind))
+        bias = memo.once(position_bias, ("bias", *kind), partial(bias_by_distance, position_bias, *kind))
     scores = _Scores(scale=head_dim**-0.5 if softmax_scale is None else softmax_scale, window=window, bias=bias)
     out = q.new_empty(q.shape)
     scratch = q.new_empty(max(SCORES_PER_BLOCK, max_seqlen))
@@ -138,7 +138,7 @@ def _equal_runs(cu_seqlens: Tensor) -> Iterator[tuple[int, int, int]]:
         start += length * count
 
 
-def _bias_by_distance(position_bias: Tensor, longest: int, max_distance: int, bidirectional: bool) -> Tensor:
+def bias_by_distance(position_bias: Tensor, longest: int, max_distance: int, bidirectional: bool) -> Tensor:
     """fp32 `[heads, 2 * longest - 1]`: what is added to the score of a key so far from its query, far left first."""
     distance = torch.arange(1 - longest, max(1, longest), device=position_bias.device)
     buckets = relative_position_bucket(distance, position_bias.shape[0], max_distance, bidirectional)
@@ -182,7 +182,7 @@ class _Scores:
     Attributes:
         scale: factor on them.
         window: keys seen to the left and to the right, inclusive; -1 is unbounded.
-        bias: from `_bias_by_distance`, or None.
+        bias: from `bias_by_distance`, or None.
     """
 
     scale: float

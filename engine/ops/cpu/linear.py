@@ -17,7 +17,7 @@ from ...contract import Call
 from ..linear import ACTIVATIONS, Rotation, finish
 from ..rope import rotated
 
-__all__ = ["linear", "prepare", "unsupported"]
+__all__ = ["linear", "prepare", "product", "unsupported"]
 
 LONGEST_SUM = 384
 """Input features that oneDNN may add up in one go in fp32. It keeps a single running sum, whose error grows with its
@@ -71,6 +71,11 @@ def linear(
     parts = weight if isinstance(weight, tuple) else (weight,)
     out = _finished(x, parts, bias, epilogue, gated, residual, rope, turned, wide)
     return (out, None) if statistics else out
+
+
+def product(x: Tensor, weight: Tensor | tuple[Tensor, ...], bias: Tensor | None) -> Tensor:
+    """`x @ weight^T + bias`, `[tokens, out_features]` of its own, with the weight from `prepare`; tokens are not 0."""
+    return _sum_of_products(x, weight if isinstance(weight, tuple) else (weight,), bias, None)
 
 
 def _finished(

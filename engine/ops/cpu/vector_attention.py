@@ -1,0 +1,60 @@
+"""The row `cpu_llvm` of `attention`: fused attention inside texts, `kernels/llvm/attention.py`."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ....kernels.llvm.attention import PADDING, attend, supports_head_dim
+from ....kernels.llvm.host import missing_features
+from ...contract import Call
+from ...memo import Memo
+from ..traced import traceable_attention
+from . import attention as cpu
+
+__all__ = ["unsupported", "varlen_attention"]
+
+
+def unsupported(call: Call) -> list[str]:
+    """Why this row cannot serve `call`."""
+    reasons = cpu.unsupported(call) or missing_features(call.dtype)
+    if not reasons and call.head_dim is not None and not supports_head_dim(call.head_dim, call.dtype):
+        step = 32 if call.dtype == torch.bfloat16 else 16
+        reasons.append(f"needs head_dim a multiple of {step} and at most 256, got {call.head_dim}")
+    return reasons
+
+
+@traceable_attention("cpu_llvm_attention")
+def varlen_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    *,
+    window: tuple[int, int] = (-1, -1),
+    softmax_scale: float | None = None,
+    position_bias: Tensor | None = None,
+    bias_max_distance: int = 128,
+    bias_bidirectional: bool = True,
+    memo: Memo | None = None,
+) -> Tensor:
+    """As `engine/ops/attention.py`, for self-attention in fp32 or bf16."""
+    memo = Memo() if memo is None else memo
+    heads, head_dim = q.shape[1:]
+    if k.shape[1] != heads:
+        k, v = (x.repeat_interleave(heads // k.shape[1], dim=1) for x in (k, v))
+    bias = None
+    if position_bias is not None:
+        kind = max_seqlen, bias_max_distance, bias_bidirectional
+        bias = memo.once(position_bias, ("padded bias", *kind), partial(_padded_bias, position_bias, *kind))
+    scale = head_dim**-0.5 if softmax_scale is None else softmax_scale
+    bounds = cu_seqlens.to(torch.int32).contiguous()
+    return attend(q, k, v, bounds, max_seqlen, window=window, scale=scale, bias=bias)
+
+
+def _padded_bias(position_bias: Tensor, *kind: int) -> Tensor:
+    return F.pad(cpu.bias_by_distance(position_bias, *kind), (0, PADDING))

@@ -1,0 +1,72 @@
+"""The rows `cpu_llvm` of `norm` and `rms_norm`: `kernels/llvm/norm.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ....kernels.llvm.host import missing_features
+from ....kernels.llvm.norm import normalise
+from ...contract import Call
+from .. import norm as eager
+
+__all__ = ["layer_norm", "prepare", "rms_norm", "unsupported"]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A parameter as it was, and in fp32."""
+
+    given: Tensor
+    wide: Tensor
+
+
+def unsupported(call: Call) -> list[str]:
+    """Why these rows cannot serve `call`."""
+    reasons = missing_features(call.dtype)
+    if call.hidden is not None and call.hidden % 16:
+        reasons.append(f"needs hidden a multiple of 16, got {call.hidden}")
+    return reasons
+
+
+def prepare(weight: Tensor, bias: Tensor | None = None, *, call: Call) -> tuple[Prepared | None, ...]:
+    """The parameters in fp32 beside themselves; of an RMS norm there is one."""
+    parameters = (weight,) if call.op == "rms_norm" else (weight, bias)
+    return tuple(
+        None if one is None else Prepared(one.detach(), one.detach().float().contiguous()) for one in parameters
+    )
+
+
+def layer_norm(
+    x: Tensor, weight: Prepared, bias: Prepared | None, *, eps: float, residual: Tensor | None = None
+) -> Tensor | tuple[Tensor, Tensor]:
+    """As `engine/ops/norm.py`, with the parameters from `prepare`."""
+    total = x if residual is None else residual + x
+    if not _serves(total, weight):
+        given = None if bias is None else bias.given
+        return eager.layer_norm(x, weight.given, given, eps=eps, residual=residual)
+    shift = None if bias is None else bias.wide
+    out = normalise(total, weight.wide, shift, eps=eps, centred=True, dtype=weight.given.dtype)
+    return out if residual is None else (out, total)
+
+
+def rms_norm(
+    x: Tensor, weight: Prepared, *, eps: float, residual: Tensor | None = None
+) -> Tensor | tuple[Tensor, Tensor]:
+    """As `engine/ops/norm.py`, with the parameter from `prepare`."""
+    total = x if residual is None else residual + x
+    if not _serves(total, weight):
+        return eager.rms_norm(x, weight.given, eps=eps, residual=residual)
+    out = normalise(total, weight.wide, None, eps=eps, centred=False, dtype=weight.given.dtype)
+    return out if residual is None else (out, total)
+
+
+def _serves(x: Tensor, weight: Prepared) -> bool:
+    """Whether the tensors of this call are what the kernel takes; parameters may be of another dtype than the model."""
+    return x.dim() == 2 and x.shape[1] % 16 == 0 and not missing_features(x.dtype) and _known(weight.given.dtype)
+
+
+def _known(dtype: torch.dtype) -> bool:
+    return dtype in (torch.float32, torch.bfloat16)
