@@ -7,14 +7,12 @@ Computed in fp32 and rounded once. A GELU is about 27 instructions for 16 number
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .code import LANES, Code, Value
-from .compiled import compiled
+from .compiled import compiled_once
 from .functions import gelu, gelu_tanh
 from .host import in_parts
 
@@ -64,6 +62,6 @@ def activation_code(name: str, features: int, *, bf16: bool, gated: bool) -> Cod
     return code
 
 
-@cache
-def _kernel(name: str, features: int, bf16: bool, gated: bool) -> Any:
-    return compiled(activation_code(name, features, bf16=bf16, gated=gated))
+@compiled_once
+def _kernel(name: str, features: int, bf16: bool, gated: bool) -> Code:
+    return activation_code(name, features, bf16=bf16, gated=gated)

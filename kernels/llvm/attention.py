@@ -20,14 +20,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .code import LANES, Code, Value, Variable
-from .compiled import compiled
+from .compiled import compiled_once
 from .functions import power_of_two
 from .host import in_parts
 
@@ -139,9 +137,9 @@ def attention_code(head_dim: int, *, bf16: bool, windowed: bool, biased: bool) -
     return code
 
 
-@cache
-def _kernel(head_dim: int, bf16: bool, windowed: bool, biased: bool) -> Any:
-    return compiled(attention_code(head_dim, bf16=bf16, windowed=windowed, biased=biased))
+@compiled_once
+def _kernel(head_dim: int, bf16: bool, windowed: bool, biased: bool) -> Code:
+    return attention_code(head_dim, bf16=bf16, windowed=windowed, biased=biased)
 
 
 def _scratch_bytes(longest: int, head_dim: int, size: int) -> int:

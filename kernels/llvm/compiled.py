@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import threading
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import llvmlite.binding as llvm
 
 from .code import Code
 
-__all__ = ["assembly", "compiled"]
+__all__ = ["assembly", "compiled_once"]
 
 _CTYPES = {"pointer": ctypes.c_void_p, "integer": ctypes.c_int64, "number": ctypes.c_float}
 
@@ -21,26 +21,42 @@ _engines: list[Any] = []
 """What owns the machine code; as long as the process lives."""
 
 
-def compiled(code: Code) -> Callable[..., None]:
-    """The function, callable with integers, floats and addresses; while it runs other Python threads do too.
+def compiled_once(make: Callable[..., Code]) -> Callable[..., Callable[..., None]]:
+    """Of a function that writes a kernel, one that gives it compiled, from memory where its arguments were the same.
+
+    What comes out is called with integers, floats and addresses; while it runs other Python threads do too.
 
     Raises:
         RuntimeError: LLVM refuses the code, or the system has no memory that code may run in.
     """
-    with _compiling:
-        module = _optimised(code)
-        engine = llvm.create_mcjit_compiler(module, _machine())
-        engine.finalize_object()
-        _engines.append(engine)
-        address = engine.get_function_address(code.function.name)
-    kinds = [_CTYPES[kind] for kind in code.parameters.values()]
-    return ctypes.CFUNCTYPE(None, *kinds)(address)
+    made: dict[tuple[Any, ...], Callable[..., None]] = {}
+
+    @functools.wraps(make)
+    def kernel(*arguments: Any) -> Callable[..., None]:
+        found = made.get(arguments)
+        if found is None:
+            # Several threads that ask at once wait for one of them.
+            with _compiling:
+                found = made.get(arguments)
+                if found is None:
+                    found = made[arguments] = _compiled(make(*arguments))
+        return found
+
+    return kernel
 
 
 def assembly(code: Code) -> str:
     """The instructions that the function is made of, to read."""
     with _compiling:
         return _machine().emit_assembly(_optimised(code))
+
+
+def _compiled(code: Code) -> Callable[..., None]:
+    engine = llvm.create_mcjit_compiler(_optimised(code), _machine())
+    engine.finalize_object()
+    _engines.append(engine)
+    kinds = [_CTYPES[kind] for kind in code.parameters.values()]
+    return ctypes.CFUNCTYPE(None, *kinds)(engine.get_function_address(code.function.name))
 
 
 def _optimised(code: Code) -> Any:
@@ -54,7 +70,7 @@ def _optimised(code: Code) -> Any:
     return module
 
 
-@cache
+@functools.cache
 def _machine() -> Any:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()

@@ -6,14 +6,11 @@ maths as `kernels/norm.py`. On a Zen 4 core a row of 384 takes 85 ns in bf16 and
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from .code import LANES, Code, Value, Variable
-from .compiled import compiled
+from .compiled import compiled_once
 from .host import in_parts
 
 __all__ = ["norm_code", "normalise"]
@@ -99,6 +96,6 @@ def norm_code(hidden: int, *, x_bf16: bool, out_bf16: bool, centred: bool, shift
     return code
 
 
-@cache
-def _kernel(hidden: int, x_bf16: bool, out_bf16: bool, centred: bool, shifted: bool) -> Any:
-    return compiled(norm_code(hidden, x_bf16=x_bf16, out_bf16=out_bf16, centred=centred, shifted=shifted))
+@compiled_once
+def _kernel(hidden: int, x_bf16: bool, out_bf16: bool, centred: bool, shifted: bool) -> Code:
+    return norm_code(hidden, x_bf16=x_bf16, out_bf16=out_bf16, centred=centred, shifted=shifted)
