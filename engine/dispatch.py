@@ -89,6 +89,7 @@ TABLE: dict[str, tuple[Impl, ...]] = {
     ),
     "no_norm": (
         _triton("norm:no_norm"),
+        _llvm("vector_norm:no_norm"),
         Impl("eager", f"{_OPS}.norm:no_norm", differentiable=True, deterministic=True),
     ),
     "mobilebert_in": (

@@ -1,4 +1,4 @@
-"""The rows `cpu_llvm` of `norm` and `rms_norm`: `kernels/llvm/norm.py`."""
+"""The rows `cpu_llvm` of `norm`, `rms_norm` and `no_norm`: `kernels/llvm/norm.py`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from ....kernels.llvm.host import missing_features
-from ....kernels.llvm.norm import normalise
+from ....kernels.llvm.norm import normalise, scale_and_shift
 from ...contract import Call
 from .. import norm as eager
 
-__all__ = ["layer_norm", "prepare", "rms_norm", "unsupported"]
+__all__ = ["layer_norm", "no_norm", "prepare", "rms_norm", "unsupported"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,17 @@ def rms_norm(
         return eager.rms_norm(x, weight.given, eps=eps, residual=residual)
     out = normalise(total, weight.wide, None, eps=eps, centred=False, dtype=weight.given.dtype)
     return out if residual is None else (out, total)
+
+
+def no_norm(
+    x: Tensor, weight: Prepared, bias: Prepared, *, residual: Tensor | None = None, wide: bool = False
+) -> Tensor:
+    """As `engine/ops/norm.py`, with the parameters from `prepare`."""
+    if not _serves(x, weight) or not (residual is None or _serves(residual, weight)):
+        return eager.no_norm(x, weight.given, bias.given, residual=residual, wide=wide)
+    beside = None if residual is None else residual.contiguous()
+    dtype = torch.float32 if wide else x.dtype
+    return scale_and_shift(x.contiguous(), beside, weight.wide, bias.wide, dtype=dtype)
 
 
 def _serves(x: Tensor, weight: Prepared) -> bool:
