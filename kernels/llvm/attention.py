@@ -40,8 +40,8 @@ BLOCKS = 4
 PARTS = 4
 """Vectors of channels whose sums are taken together: 24 registers again; of wider heads several times."""
 
-WORDS = 8
-"""Channels, or pairs of them, that a loop over them takes at a time."""
+WORDS = 4
+"""Channels, or pairs of them, that a loop over them takes at a time; of 8 LLVM loads so many ahead that sums spill."""
 
 HIDDEN = -3.0e38
 """The score of a key that is not seen, small enough beside any other."""

@@ -45,35 +45,43 @@ def compiled_once(make: Callable[..., Code]) -> Callable[..., Callable[..., None
     return kernel
 
 
-def assembly(code: Code) -> str:
-    """The instructions that the function is made of, to read."""
+def assembly(code: Code, cpu: str | None = None) -> str:
+    """The instructions that the function is made of, to read.
+
+    Args:
+        cpu: LLVM's name of another CPU, such as "sapphirerapids", to see what it would run; the one at hand if None.
+    """
     with _compiling:
-        return _machine().emit_assembly(_optimised(code))
+        machine = _machine(cpu)
+        return machine.emit_assembly(_optimised(code, machine))
 
 
 def _compiled(code: Code) -> Callable[..., None]:
-    engine = llvm.create_mcjit_compiler(_optimised(code), _machine())
+    machine = _machine(None)
+    engine = llvm.create_mcjit_compiler(_optimised(code, machine), machine)
     engine.finalize_object()
     _engines.append(engine)
     kinds = [_CTYPES[kind] for kind in code.parameters.values()]
     return ctypes.CFUNCTYPE(None, *kinds)(engine.get_function_address(code.function.name))
 
 
-def _optimised(code: Code) -> Any:
+def _optimised(code: Code, machine: Any) -> Any:
     module = llvm.parse_assembly(code.finished())
     module.verify()
     options = llvm.create_pipeline_tuning_options(speed_level=2)
     # What is to be unrolled or made vectors is written that way.
     options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = False
-    builder = llvm.create_pass_builder(_machine(), options)
+    builder = llvm.create_pass_builder(machine, options)
     builder.getModulePassManager().run(module, builder)
     return module
 
 
 @functools.cache
-def _machine() -> Any:
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    target = llvm.Target.from_default_triple()
-    features = llvm.get_host_cpu_features().flatten()
+def _machine(cpu: str | None) -> Any:
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    if cpu is not None:
+        target = llvm.Target.from_triple("x86_64-unknown-linux-gnu")
+        return target.create_target_machine(cpu=cpu, features="", opt=3)
+    target, features = llvm.Target.from_default_triple(), llvm.get_host_cpu_features().flatten()
     return target.create_target_machine(cpu=llvm.get_host_cpu_name(), features=features, opt=3, jit=True)
