@@ -177,9 +177,7 @@ def test_who_sees_a_key_is_who_the_window_says(window: tuple[int, int], dtype: t
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("max_distance", [20, 128])
 @pytest.mark.parametrize("window", [(-1, -1), (9, 40)])
-def test_bias_by_distance(
-    bidirectional: bool, max_distance: int, window: tuple[int, int], dtype: torch.dtype
-) -> None:
+def test_bias_by_distance(bidirectional: bool, max_distance: int, window: tuple[int, int], dtype: torch.dtype) -> None:
     lengths = (1, 40, 0, 150, 6, 17)
     qkv = random_qkv(lengths, dtype, 3, seed=5)
     bias = 3 * torch.randn(32, 3, generator=torch.Generator().manual_seed(6))
