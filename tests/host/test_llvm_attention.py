@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -361,3 +364,80 @@ def test_the_kernel_stays_inside_its_output_and_its_scratch_memory(
     expected = kernel.attend(*qkv, bounds, longest, window=window, scale=scale, bias=bias)
     assert same_bits(out[4:-4, 1:], expected[:, 1:])
     assert out[4:-4].isfinite().all()
+
+
+def test_no_memory_beyond_the_last_row_is_touched() -> None:
+    # The inputs end where a page ends that nobody may read: what goes beyond does not come back.
+    needs(torch.float32)
+    names = [name for name in ("float32", "bfloat16") if not missing_features(getattr(torch, name))]
+    command = [sys.executable, "-c", AT_THE_END_OF_A_PAGE, *names]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, (done.returncode, done.stderr[-2000:])
+    assert done.stdout.split() == names
+
+
+AT_THE_END_OF_A_PAGE = """
+import ctypes, mmap, os, sys
+import torch
+from padless.engine.ops.cpu.vector_attention import varlen_attention
+
+libc = ctypes.CDLL(None, use_errno=True)
+kept = []
+
+def at_the_end(x):
+    pages = -(-x.nbytes // mmap.PAGESIZE)
+    memory = mmap.mmap(-1, (pages + 2) * mmap.PAGESIZE)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    for page in (0, pages + 1):
+        assert libc.mprotect(ctypes.c_void_p(start + page * mmap.PAGESIZE), mmap.PAGESIZE, 0) == 0
+    kept.append(memory)
+    offset = (pages + 1) * mmap.PAGESIZE - x.nbytes
+    whole = torch.frombuffer(memory, dtype=x.dtype, count=x.numel(), offset=offset)
+    return whole.view(x.shape).copy_(x)
+
+for name in sys.argv[1:]:
+    dtype = getattr(torch, name)
+    for window in ((-1, -1), (3, 2)):
+        for lengths in ((1,), (17, 5), (64,), (3, 0, 33, 0)):
+            qkv = torch.randn(3, sum(lengths), 2, 32).to(dtype)
+            bounds = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+            expected = varlen_attention(*qkv, bounds, max(lengths), window=window)
+            found = varlen_attention(*map(at_the_end, qkv), at_the_end(bounds), max(lengths), window=window)
+            assert torch.equal(found, expected)
+    print(name, flush=True)
+os._exit(0)  # the pages stay as they are until then
+"""
+
+
+# Beside the call as usual.
+
+
+def test_the_operator_that_a_tracer_sees_computes_the_same(dtype: torch.dtype) -> None:
+    lengths = (9, 0, 34)
+    qkv = random_qkv(lengths, dtype, seed=17)
+    bias = torch.randn(32, 2, generator=torch.Generator().manual_seed(18))
+    operator = torch.ops.padless.cpu_llvm_attention
+    out, _ = operator(*qkv, bias, starts(lengths), None, 8, 3, False, 0.4, 128, False, False)
+    options: dict[str, Any] = {"window": (8, 3), "softmax_scale": 0.4, "bias_bidirectional": False}
+    assert same_bits(out, served(qkv, lengths, position_bias=bias, **options))
+
+
+def test_a_compiled_function_serves_batches_of_other_lengths() -> None:
+    needs(torch.float32)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor) -> Tensor:
+        return row.varlen_attention(q, k, v, cu_seqlens, 0, window=(8, 3)) + 1
+
+    compiled = torch.compile(attend, backend="eager", fullgraph=True, dynamic=True)
+    for lengths in ((9, 34), (2, 5, 40), (7, 1)):
+        qkv = random_qkv(lengths, torch.float32, seed=19)
+        expected = served(qkv, lengths, window=(8, 3)) + 1
+        assert same_bits(compiled(*qkv, starts(lengths)), expected)
+
+
+def test_several_threads_may_call_at_once(dtype: torch.dtype) -> None:
+    lengths = (9, 0, 34, 1)
+    batches = [random_qkv(lengths, dtype, 2, 160, seed=seed) for seed in range(12)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda qkv: served(qkv, lengths), batches))
+    assert all(same_bits(out, served(qkv, lengths)) for out, qkv in zip(found, batches, strict=True))
