@@ -163,7 +163,8 @@ def test_rows_are_taken_in_order() -> None:
 @pytest.mark.usefixtures("vectors")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_on_a_cpu_with_avx_512_the_rows_compiled_by_llvm_come_first(dtype: torch.dtype) -> None:
-    served = [("attention", {}), ("norm", {"hidden": 384}), ("rms_norm", {"hidden": 512})]
+    served = [("attention", {}), ("norm", {"hidden": 384}), ("rms_norm", {"hidden": 512}), ("no_norm", {"hidden": 128})]
+    served += [("linear", {"epilogue": "none", "rope": True, "head_dim": 64, "hidden": 100})]
     served += [
         ("linear", {"epilogue": name, "gated": gated}) for name in ("gelu", "gelu_tanh") for gated in (False, True)
     ]
@@ -173,9 +174,10 @@ def test_on_a_cpu_with_avx_512_the_rows_compiled_by_llvm_come_first(dtype: torch
             ("attention", {"cross": True}, "needs self-attention, got cross-attention"),
             ("attention", {"lse": True}, "needs a call without log-sum-exp, got one with it"),
             ("attention", {"head_dim": 40}, "needs head_dim a multiple of "),
-            ("linear", {"epilogue": "relu", "hidden": 384}, "needs epilogue gelu or gelu_tanh, got relu"),
+            ("linear", {"epilogue": "relu", "hidden": 384}, "needs rope, or epilogue gelu or gelu_tanh, got relu"),
             ("linear", {"epilogue": "gelu", "hidden": 40}, "needs a multiple of 16 activated features, got 40"),
             ("linear", {"epilogue": "gelu", "hidden": 48, "gated": True}, "needs a multiple of 16 activated features"),
+            ("linear", {"epilogue": "none", "rope": True, "head_dim": 48}, "needs head_dim a multiple of 32, got 48"),
             ("norm", {"hidden": 40}, "needs hidden a multiple of 16, got 40"),
             ("rms_norm", {"hidden": 40}, "needs hidden a multiple of 16, got 40")]  # fmt: skip
     for op, facts, reason in left:
@@ -477,7 +479,7 @@ def test_explain_prints_a_table_that_lines_up() -> None:
     assert lines[0].split() == ["op", "implementation", "dtype", "uses", "tuned", "by", "rejected"]
     cells = [re.split(r" {2,}", line) for line in lines[1:]]
     no_gpu = "needs device cuda, got cpu; needs sm_80 or newer, got no GPU"
-    no_gelu = "cpu_llvm: needs epilogue gelu or gelu_tanh, got none"
+    no_gelu = "cpu_llvm: needs rope, or epilogue gelu or gelu_tanh, got none"
     assert cells == [
         ["linear", "cpu", "float32", "2", "none", f"triton: {no_gpu} | {no_gelu}"],
         ["linear + gelu", "cpu_llvm", "float32", "1", "none", f"triton: {no_gpu}"],

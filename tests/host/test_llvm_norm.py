@@ -172,6 +172,43 @@ def test_poisoned_parameters_are_not_overlooked(kind: str, dtype: torch.dtype) -
     assert out.isnan().sum(0).nonzero().flatten().tolist() == [7]
 
 
+def test_the_quotient_of_an_rms_norm_is_rounded_before_it_is_scaled() -> None:
+    needs(BF16)
+    x, weight = random_rows(40, 384, BF16), torch.full((384,), 1.3203125, dtype=BF16)
+    (out,) = served("rms_norm", x, [weight], 1e-6)
+    quotient = x.double() / (x.double().square().mean(1, keepdim=True) + 1e-6).sqrt()
+    twice, once = (quotient.to(BF16) * weight), (quotient * weight.double()).to(BF16)
+    assert (twice != once).double().mean() > 0.1
+    assert (out != twice).double().mean() < 0.005  # where fp32 falls on the other side of a tie
+
+
+# MobileBERT's NoNorm.
+
+
+@pytest.mark.parametrize("residual", [None, F32, BF16, torch.float64])
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("hidden", [16, 48, 128, 512])
+def test_no_norm(residual: torch.dtype | None, wide: bool, hidden: int, dtype: torch.dtype) -> None:
+    x = random_rows(13, hidden, dtype) * 1e4
+    added = None if residual is None else random_rows(13, hidden, residual, seed=1)
+    for weight_dtype in (F32, dtype):
+        weight, bias = random_rows(2, hidden, weight_dtype, seed=2)
+        prepared = row.prepare(weight, bias, call=Call("no_norm", "cpu", dtype, hidden=hidden))
+        copies = [None if one is None else one.clone() for one in (x, added)]
+        out = row.no_norm(x, *prepared, residual=added, wide=wide)  # pyright: ignore[reportArgumentType]
+        for one, copy in zip((x, added), copies, strict=True):
+            assert one is None or (copy is not None and same_bits(one, copy))
+        same = eager.no_norm(x, weight, bias, residual=added, wide=wide)
+        total = x.double() if added is None else added.double() + x.double()
+        reference = total * weight.double() + bias.double()
+        assert out.dtype == same.dtype
+        errors = [(one.double() - reference).abs().max().item() for one in (out, same)]
+        assert errors[0] <= 2 * errors[1] + torch.finfo(out.dtype).eps * reference.abs().max().item(), errors
+        turned = x.T.contiguous().T
+        assert same_bits(row.no_norm(turned, *prepared, residual=added, wide=wide), out)  # pyright: ignore
+        assert row.no_norm(x[:0], *prepared, wide=wide).shape == (0, hidden)  # pyright: ignore[reportArgumentType]
+
+
 # What is read and written, and by whom.
 
 
