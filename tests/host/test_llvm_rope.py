@@ -114,15 +114,3 @@ def test_a_product_whose_queries_and_keys_are_turned(turned: int, dtype: torch.d
     assert same_bits(row.linear(x, *prepared, rope=strided, turned=turned), found)
     empty = (rope[0][:0], cos, sin)
     assert row.linear(x[:0], *prepared, rope=empty, turned=turned).shape == (0, 152)
-
-
-@pytest.mark.parametrize("position", [-1, 90])
-def test_a_position_outside_the_tables_is_refused_as_eager_does(position: int) -> None:
-    if missing := missing_features(torch.float32):
-        pytest.skip("; ".join(missing))
-    cos, sin = (torch.cat([table] * 3)[90:180] for table in tables(16))  # what lies beside them may be read
-    call = Call("linear", "cpu", torch.float32, hidden=32, epilogue="none", inner=16, rope=True, head_dim=32)
-    prepared = row.prepare(torch.randn(32, 16), None, call=call)
-    rope = (torch.tensor([3, position]), cos, sin)
-    with pytest.raises(IndexError):
-        row.linear(torch.randn(2, 16), *prepared, rope=rope, turned=32)
