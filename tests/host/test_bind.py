@@ -24,7 +24,16 @@ from padless.autotune.store import Store
 from padless.engine.contract import Call, Requires
 from padless.engine.dispatch import TABLE
 from padless.engine.errors import InputError
-from padless.engine.models.blocks import Block, FeedForward, Projection, SelfAttention, linear_op
+from padless.engine.models.blocks import (
+    Block,
+    FeedForward,
+    Projection,
+    SelfAttention,
+    attention_op,
+    linear_op,
+    norm_op,
+    rms_norm_op,
+)  # fmt: skip
 from padless.engine.models.parameters import initialise
 from padless.engine.ops.attention import varlen_attention
 from padless.engine.ops.bind import BoundOp, explain_ops, joined, share_storage
@@ -308,7 +317,9 @@ def test_backend_and_determinism_are_kept_when_bound_again(block: OneLinear) -> 
     assert block.op.resolution is not None
     assert block.op.resolution.impl.name == "eager"
     asked = ("backend='eager' was asked for",)
-    assert block.op.resolution.rejected == (("triton", asked), ("cpu", asked), ("cpu_fixed", asked))
+    assert block.op.resolution.rejected == (
+        ("triton", asked), ("cpu_llvm", asked), ("cpu", asked), ("cpu_fixed", asked)
+    )  # fmt: skip
 
 
 def adjacent(parameters: tuple[Tensor, ...]) -> bool:
@@ -511,6 +522,7 @@ def triton_without_its_requirements(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.skip("needs a machine without a GPU: the kernel would run")
     first, *others = TABLE["attention"]
     assert first.just_in_time
+    others = [row for row in others if not row.just_in_time]
     monkeypatch.setitem(TABLE, "attention", (replace(first, requires=Requires(packages=("triton",))), *others))
 
 
@@ -598,3 +610,100 @@ def test_what_no_row_could_do_is_no_reason_to_change_the_row() -> None:
         op(q, k, v, cu_seqlens, longest, window=None)
     assert op.resolution is not None
     assert op.resolution.impl.name == "triton"
+
+
+# Rows that LLVM compiles for the CPU at hand, where it cannot.
+
+
+@pytest.fixture
+def no_memory_for_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LLVM is refused the memory that machine code runs in, as hardened systems do."""
+    binding = pytest.importorskip("llvmlite.binding", reason="needs package llvmlite, not installed")
+    if missing := import_module("padless.kernels.llvm.host").missing_features(torch.float32):
+        pytest.skip("; ".join(missing))
+
+    def refused(*_: Any) -> None:
+        raise RuntimeError("LLVM ERROR: Unable to allocate section memory!")
+
+    monkeypatch.setattr(binding, "create_mcjit_compiler", refused)
+
+
+UNUSUAL = 208
+"""Channels of a row, and of a head, that no other test asks kernels for: what was compiled stays."""
+
+
+class Rms(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(0.5, 2, UNUSUAL))
+
+
+def of_each_row() -> dict[str, tuple[BoundOp, str, tuple[Any, ...], Tensor]]:
+    """Ops that LLVM's rows serve, the row below, the inputs of a call, and its result in fp64."""
+    x = torch.randn(7, UNUSUAL, generator=torch.Generator().manual_seed(6))
+    torch.manual_seed(7)
+    dense, norm, rms = nn.Linear(UNUSUAL, UNUSUAL), nn.LayerNorm(UNUSUAL), Rms()
+    wide, weight, bias = x.double(), dense.weight.double(), dense.bias.double()
+    q, cu_seqlens = x.view(7, 1, UNUSUAL), torch.tensor([0, 3, 7], dtype=torch.int32)
+    attended = varlen_attention(*[q.double()] * 3, cu_seqlens, 4)
+    assert isinstance(attended, Tensor)
+    scaled = wide / (wide.square().mean(1, keepdim=True) + 1e-6).sqrt() * rms.weight.double()
+    return {
+        "attention": (attention_op(UNUSUAL), "cpu", (q, q, q, cu_seqlens, 4), attended),
+        "linear": (linear_op(dense, epilogue="gelu"), "cpu", (x,), F.gelu(F.linear(wide, weight, bias))),
+        "norm": (norm_op(norm), "eager", (x,), F.layer_norm(wide, (UNUSUAL,))),
+        "rms_norm": (rms_norm_op(rms, UNUSUAL, 1e-6), "eager", (x,), scaled),
+    }
+
+
+@pytest.mark.usefixtures("no_memory_for_code")
+@pytest.mark.parametrize("name", ["attention", "linear", "norm", "rms_norm"])
+def test_a_cpu_kernel_that_cannot_be_compiled_gives_way_to_the_next_row(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    op, below, inputs, reference = of_each_row()[name]
+    op.bind(CPU, torch.float32, backend="auto", deterministic=False)
+    assert op.resolution is not None
+    assert op.resolution.impl.name == "cpu_llvm"
+    with caplog.at_level("WARNING", logger="padless"), torch.no_grad():
+        found = [op(*inputs) for _ in range(3)]
+    for out in found:
+        torch.testing.assert_close(out.double(), reference, atol=5e-6, rtol=0)
+    assert op.resolution.impl.name == below
+    assert (
+        len([line for line in caplog.messages if line.startswith(f"{name}: cpu_llvm failed when it was called")]) == 1
+    )
+    assert "cpu_llvm: failed when it was called: RuntimeError: LLVM ERROR" in explain_ops([op])
+
+
+@pytest.mark.usefixtures("no_memory_for_code")
+@pytest.mark.parametrize("name", ["attention", "linear", "norm", "rms_norm"])
+def test_a_cpu_kernel_asked_for_by_name_that_cannot_be_compiled_raises(name: str) -> None:
+    op, _, inputs, _ = of_each_row()[name]
+    op.bind(CPU, torch.float32, backend="cpu_llvm", deterministic=False)
+    with pytest.raises(RuntimeError, match="section memory"), torch.no_grad():
+        op(*inputs)
+    assert op.resolution is not None
+    assert op.resolution.impl.name == "cpu_llvm"
+
+
+@pytest.mark.parametrize("name", ["attention", "linear", "norm", "rms_norm"])
+def test_a_cpu_kernel_leaves_gradients_to_eager_and_follows_its_weights(name: str) -> None:
+    pytest.importorskip("llvmlite", reason="needs package llvmlite, not installed")
+    if missing := import_module("padless.kernels.llvm.host").missing_features(torch.float32):
+        pytest.skip("; ".join(missing))
+    op, _, inputs, reference = of_each_row()[name]
+    op.bind(CPU, torch.float32, backend="auto", deterministic=False)
+    with torch.no_grad():
+        torch.testing.assert_close(op(*inputs).double(), reference, atol=5e-6, rtol=0)
+    assert op.resolution is not None
+    assert op.resolution.impl.name == "cpu_llvm"
+    x = inputs[0].clone().requires_grad_()
+    op(x, *inputs[1:]).square().sum().backward()
+    assert x.grad is not None
+    assert x.grad.abs().max() > 0
+    if name in ("norm", "rms_norm"):
+        (source, *_) = op._sources
+        with torch.no_grad():
+            source.module.weight.mul_(3)
+            torch.testing.assert_close(op(*inputs).double(), 3 * reference, atol=2e-5, rtol=0)

@@ -20,6 +20,7 @@ from padless.engine import dispatch
 from padless.engine.contract import Call, Impl, Requires
 from padless.engine.dispatch import TABLE, backends, explain, resolve
 from padless.engine.errors import BackendError
+from padless.kernels.llvm import host
 
 REASON = re.compile(
     r"needs .+, (got .+|found none|not installed|this one .+|this CPU .+)|cannot be imported: .+|"
@@ -53,6 +54,22 @@ def refusal(asked: Call, backend: str) -> str:
     return message
 
 
+def features(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Let the CPU at hand look as if it had these parts of AVX-512 alone; rows are only chosen here."""
+    monkeypatch.setattr(host, "_features", lambda: dict.fromkeys(names, True))
+
+
+@pytest.fixture
+def vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("llvmlite", reason="needs package llvmlite, not installed")
+    features(monkeypatch, "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512bf16")
+
+
+@pytest.fixture
+def no_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    features(monkeypatch)
+
+
 # What the table says of its rows.
 
 
@@ -64,7 +81,8 @@ def test_every_row_has_the_parameters_of_the_eager_row(op: str, impl: Impl) -> N
     row = {name: parameter for name, parameter in row.items() if (impl.name, name) != ("triton", "config")}
     if (prepare := getattr(import_module(impl.target.partition(":")[0]), "prepare", None)) is not None:
         # Weights come as the row prepared them, as many as it likes, behind the same inputs.
-        weights = [name for name in inspect.signature(prepare).parameters if name != "call"]
+        # A module of several ops prepares more of them than each has.
+        weights = [name for name in inspect.signature(prepare).parameters if name != "call" and name in eager]
         inputs = len([name for name in eager if eager[name].kind != eager[name].KEYWORD_ONLY]) - len(weights)
         assert list(row)[:inputs] == list(eager)[:inputs]
         eager = {name: parameter for name, parameter in eager.items() if name not in weights}
@@ -132,6 +150,7 @@ def test_auto_serves_every_call_and_gives_a_reason_for_each_row_it_passes(
 # Order and reasons.
 
 
+@pytest.mark.usefixtures("no_vectors")
 def test_rows_are_taken_in_order() -> None:
     assert resolve(call()).impl.name == "cpu"
     assert resolve(call(dtype=torch.float64)).impl.name == "eager"
@@ -139,6 +158,48 @@ def test_rows_are_taken_in_order() -> None:
     assert resolve(call("linear", dtype=torch.float64)).impl.name == "eager"
     for op in ("norm", "embed", "pool"):
         assert resolve(call(op)).impl.name == "eager"
+
+
+@pytest.mark.usefixtures("vectors")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_a_cpu_with_avx_512_the_rows_compiled_by_llvm_come_first(dtype: torch.dtype) -> None:
+    served = [("attention", {}), ("norm", {"hidden": 384}), ("rms_norm", {"hidden": 512}), ("no_norm", {"hidden": 128})]
+    served += [("linear", {"epilogue": "none", "rope": True, "head_dim": 64, "hidden": 100})]
+    served += [
+        ("linear", {"epilogue": name, "gated": gated}) for name in ("gelu", "gelu_tanh") for gated in (False, True)
+    ]
+    for op, facts in served:
+        assert resolve(call(op, dtype=dtype, **facts)).impl.name == "cpu_llvm"
+    left = [("attention", {"window": "causal"}, "needs window full or sliding, got causal"),
+            ("attention", {"cross": True}, "needs self-attention, got cross-attention"),
+            ("attention", {"lse": True}, "needs a call without log-sum-exp, got one with it"),
+            ("attention", {"head_dim": 40}, "needs head_dim a multiple of "),
+            ("linear", {"epilogue": "relu", "hidden": 384}, "needs rope, or epilogue gelu or gelu_tanh, got relu"),
+            ("linear", {"epilogue": "gelu", "hidden": 40}, "needs a multiple of 16 activated features, got 40"),
+            ("linear", {"epilogue": "gelu", "hidden": 48, "gated": True}, "needs a multiple of 16 activated features"),
+            ("linear", {"epilogue": "none", "rope": True, "head_dim": 48}, "needs head_dim a multiple of 32, got 48"),
+            ("norm", {"hidden": 40}, "needs hidden a multiple of 16, got 40"),
+            ("rms_norm", {"hidden": 40}, "needs hidden a multiple of 16, got 40")]  # fmt: skip
+    for op, facts, reason in left:
+        resolution = resolve(call(op, dtype=dtype, **facts))
+        assert resolution.impl.name in ("cpu", "eager")
+        (found,) = reasons(resolution, "cpu_llvm")
+        assert found.startswith(reason)
+    for op in ("attention", "linear", "norm", "rms_norm"):
+        for other in (torch.float16, torch.float64):
+            assert "needs dtype float32 or bfloat16" in reasons(resolve(call(op, dtype=other)), "cpu_llvm")[0]
+
+
+def test_what_a_cpu_lacks_for_the_rows_compiled_by_llvm_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("llvmlite", reason="needs package llvmlite, not installed")
+    for op, facts in (("attention", {}), ("linear", {"epilogue": "gelu"}), ("norm", {}), ("rms_norm", {})):
+        features(monkeypatch, "avx512f", "avx512bw", "avx512vl", "avx512dq")
+        assert resolve(call(op, **facts)).impl.name == "cpu_llvm"
+        found = reasons(resolve(call(op, dtype=torch.bfloat16, **facts)), "cpu_llvm")
+        assert found == ("needs a CPU with avx512bf16, this one has not",)
+        features(monkeypatch, "avx512f", "avx512dq", "avx512bf16", "avx2")
+        found = reasons(resolve(call(op, **facts)), "cpu_llvm")
+        assert found == ("needs a CPU with avx512bw, avx512vl, this one has not",)
 
 
 def test_on_a_cpu_triton_is_passed_over_for_its_device_and_its_capability() -> None:
@@ -226,6 +287,7 @@ def test_triton_on_a_cpu_raises_with_every_reason_at_once() -> None:
     assert "needs sm_80 or newer, got no GPU" in message
 
 
+@pytest.mark.usefixtures("no_vectors")
 def test_a_named_backend_leaves_ops_without_such_a_row_to_the_next() -> None:
     for op in ("linear", "norm", "rope", "mobilebert_in", "mlm_head"):
         resolution = resolve(call(op), "flash_attn")
@@ -240,11 +302,19 @@ def test_a_named_backend_passes_over_better_rows_and_says_so() -> None:
         ("triton", ("backend='eager' was asked for",)),
         ("flash_attn", ("backend='eager' was asked for",)),
         ("torch_varlen", ("backend='eager' was asked for",)),
+        ("cpu_llvm", ("backend='eager' was asked for",)),
         ("cpu", ("backend='eager' was asked for",)),
         ("cpu_fixed", ("backend='eager' was asked for",)),
     )
 
 
+@pytest.mark.usefixtures("vectors")
+def test_of_the_rows_compiled_by_llvm_all_but_the_product_are_deterministic() -> None:
+    for op, row in (("attention", "cpu_llvm"), ("norm", "cpu_llvm"), ("rms_norm", "cpu_llvm"), ("linear", "cpu_fixed")):
+        assert resolve(call(op, epilogue="gelu" if op == "linear" else None, deterministic=True)).impl.name == row
+
+
+@pytest.mark.usefixtures("no_vectors")
 def test_deterministic_takes_only_rows_that_promise_it() -> None:
     resolution = resolve(call(deterministic=True))
     assert resolution.impl.name == "cpu_fixed"
@@ -282,26 +352,26 @@ def test_unknown_op_and_unknown_backend_list_what_is_known() -> None:
 
 
 def with_row(monkeypatch: pytest.MonkeyPatch, impl: Impl) -> None:
-    monkeypatch.setitem(TABLE, "norm", (impl, *TABLE["norm"]))
+    monkeypatch.setitem(TABLE, "embed", (impl, *TABLE["embed"]))
 
 
 def test_a_missing_package_is_a_reason_and_the_row_is_never_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     requires = Requires(packages=("no_such_package_anywhere",))
-    with_row(monkeypatch, Impl("fast", "padless.no_such_module:norm", requires))
-    resolution = resolve(call("norm"))
+    with_row(monkeypatch, Impl("fast", "padless.no_such_module:embed", requires))
+    resolution = resolve(call("embed"))
     assert resolution.impl.name == "eager"
     assert reasons(resolution, "fast") == ("needs package no_such_package_anywhere, not installed",)
-    assert "no_such_package_anywhere" in refusal(call("norm"), "fast")
+    assert "no_such_package_anywhere" in refusal(call("embed"), "fast")
 
 
 def test_a_missing_package_inside_a_missing_package_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     with_row(monkeypatch, Impl("fast", "padless.x:y", Requires(packages=("no_such_package_anywhere.inside",))))
-    assert reasons(resolve(call("norm")), "fast") == ("needs package no_such_package_anywhere.inside, not installed",)
+    assert reasons(resolve(call("embed")), "fast") == ("needs package no_such_package_anywhere.inside, not installed",)
 
 
 def test_a_row_that_fails_to_import_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    with_row(monkeypatch, Impl("fast", "padless.engine.no_such_module:norm"))
-    resolution = resolve(call("norm"))
+    with_row(monkeypatch, Impl("fast", "padless.engine.no_such_module:embed"))
+    resolution = resolve(call("embed"))
     assert resolution.impl.name == "eager"
     (reason,) = reasons(resolution, "fast")
     assert reason.startswith("cannot be imported: ")
@@ -402,18 +472,20 @@ def test_explain_says_what_follows_a_product(facts: dict[str, Any], name: str) -
     assert re.split(r" {2,}", line)[0] == name
 
 
+@pytest.mark.usefixtures("vectors")
 def test_explain_prints_a_table_that_lines_up() -> None:
     asked = [call("linear", epilogue="none"), call("linear", epilogue="gelu"), call(), call("linear", epilogue="none")]
     lines = explain(map(resolve, asked)).splitlines()
     assert lines[0].split() == ["op", "implementation", "dtype", "uses", "tuned", "by", "rejected"]
     cells = [re.split(r" {2,}", line) for line in lines[1:]]
     no_gpu = "needs device cuda, got cpu; needs sm_80 or newer, got no GPU"
+    no_gelu = "cpu_llvm: needs rope, or epilogue gelu or gelu_tanh, got none"
     assert cells == [
-        ["linear", "cpu", "float32", "2", "none", f"triton: {no_gpu}"],
-        ["linear + gelu", "cpu", "float32", "1", "none", f"triton: {no_gpu}"],
+        ["linear", "cpu", "float32", "2", "none", f"triton: {no_gpu} | {no_gelu}"],
+        ["linear + gelu", "cpu_llvm", "float32", "1", "none", f"triton: {no_gpu}"],
         [
             "attention",
-            "cpu",
+            "cpu_llvm",
             "float32",
             "1",
             "none",

@@ -333,9 +333,8 @@ def test_a_causal_op_is_served_on_a_cpu(window: tuple[int, int]) -> None:
     assert op.resolution is not None
     # With an edge on the left it is a window like any other.
     sliding = window[0] >= 0
-    assert (op.resolution.impl.name, op.resolution.call.window) == (
-        ("cpu", "sliding") if sliding else ("eager", "causal")
-    )
+    assert op.resolution.call.window == ("sliding" if sliding else "causal")
+    assert op.resolution.impl.name in (("cpu", "cpu_llvm") if sliding else ("eager",))
 
 
 def test_an_op_knows_its_facts_by_its_options() -> None:

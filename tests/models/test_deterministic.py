@@ -45,7 +45,8 @@ def test_hundred_batches_change_no_bit_of_a_vector(minilm_folder: Path) -> None:
 
 
 def test_they_do_where_nothing_is_promised(minilm_folder: Path) -> None:
-    encoder = padless.load(minilm_folder, device="cpu", dtype="float32")
+    # Of the rows of the table `cpu` takes texts of one length together; others may keep bits without a promise.
+    encoder = padless.load(minilm_folder, device="cpu", dtype="float32", backend="cpu")
     assert rebatched(encoder, texts_of(150, words=8), 10, seed=1, longest=24) > 0
 
 

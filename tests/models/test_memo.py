@@ -64,7 +64,7 @@ def test_a_tensor_that_is_gone_leaves_its_number_to_no_other() -> None:
         assert memo.once(torch.full((2,), value), "key", lambda value=value: value) == value
 
 
-@pytest.mark.parametrize("name", ["_equal_runs", "_bias_by_distance"])
+@pytest.mark.parametrize("name", ["_equal_runs", "bias_by_distance"])
 def test_layers_share_what_they_derive_and_passes_do_not(name: str) -> None:
     model, batch = tiny(), packed(5, 1, 9)
     with torch.no_grad(), counting(name) as calls:
