@@ -294,11 +294,10 @@ class Code:
         operands = [value.raw, _constant(FLOATS, 0.0), ir.Constant(I16, -1)]
         return Value(self, self.builder.call(function, operands))
 
-    def with_exponent_of(self, value: Value, whole: Value) -> Value:
-        """`value` times two to the integer in the last bits of `whole`; both stay in the range of normal numbers."""
-        shift = _constant(INTEGERS, 23)
-        bits = self.builder.shl(self.builder.bitcast(whole.raw, INTEGERS), shift)
-        bits = self.builder.add(self.builder.bitcast(value.raw, INTEGERS), bits)
+    def power_of_integer(self, whole: Value) -> Value:
+        """Two to the integer in the last bits of each fp32 lane, -126 to 127."""
+        bits = self.builder.shl(self.builder.bitcast(whole.raw, INTEGERS), _constant(INTEGERS, 23))
+        bits = self.builder.add(bits, _constant(INTEGERS, 127 << 23))
         return Value(self, self.builder.bitcast(bits, FLOATS))
 
     # Between lanes

@@ -11,8 +11,8 @@ from .code import Code, Value
 
 __all__ = ["gelu", "gelu_tanh", "power_of_two"]
 
-LOWEST_EXPONENT = -126.0
-"""Of normal numbers in fp32; what is lower counts as this."""
+LOWEST_EXPONENT = -125.0
+"""What is lower counts as this: its power is a normal number in fp32, whatever the fraction."""
 
 ROUNDER = 1.5 * 2**23
 """Added to a small number it leaves no room for a fraction: the sum's last bits are the nearest integer."""
@@ -40,11 +40,11 @@ TANH_CUBIC = 0.1029432395800235
 
 
 def power_of_two(code: Code, exponent: Value, *, exact: bool) -> Value:
-    """`2**exponent` of exponents up to 127; about 2^-126 below that, NaN of NaN."""
+    """`2**exponent` of exponents up to 127; that of -125 below it, NaN of any NaN."""
     exponent = code.most(exponent, LOWEST_EXPONENT)
     shifted = exponent + ROUNDER
     power = _polynomial(code, exponent - (shifted - ROUNDER), POWER_EXACT if exact else POWER)
-    return code.with_exponent_of(power, shifted)
+    return power * code.power_of_integer(shifted)
 
 
 def gelu(code: Code, x: Value, *, exact: bool) -> Value:

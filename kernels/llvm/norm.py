@@ -110,8 +110,8 @@ def norm_code(hidden: int, *, x_bf16: bool, out_bf16: bool, centred: bool, shift
     unrolled = next(count for count in (4, 3, 2, 1) if hidden // LANES % count == 0)
     width = code.floats(float(hidden))
 
-    def mean(x: Value, middle: Value | None) -> Value:
-        """Of the row's numbers, or of the squares of their distances from the middle; four sums side by side."""
+    def mean(x: Value, middle: Value | None, *, squared: bool = True) -> Value:
+        """Of the row's numbers, of their distances from the middle, or of the squares of these; four sums abreast."""
         sums = [Variable(code, code.floats(0.0)) for _ in range(unrolled)]
         with code.range(0, hidden, unrolled * LANES) as first:
             for step, total in enumerate(sums):
@@ -120,7 +120,7 @@ def norm_code(hidden: int, *, x_bf16: bool, out_bf16: bool, centred: bool, shift
                     total.set(total.get() + number)
                 else:
                     distance = number - middle
-                    total.set(code.fma(distance, distance, total.get()))
+                    total.set(code.fma(distance, distance, total.get()) if squared else total.get() + distance)
         whole = sums[0].get()
         for total in sums[1:]:
             whole = whole + total.get()
@@ -129,6 +129,9 @@ def norm_code(hidden: int, *, x_bf16: bool, out_bf16: bool, centred: bool, shift
     with code.range(0, code.rows) as row:
         x, out = code.x + row * code.x_row, code.out + row * (hidden * out_size)
         middle = mean(x, None) if centred else code.floats(0.0)
+        if centred and not x_bf16:
+            # A sum of fp32 numbers is rounded: what is left of the mean would be all there is of a constant row.
+            middle = middle + mean(x, middle, squared=False)
         square = mean(x, middle)
         factor = code.quotient(code.floats(1.0), code.root(square + code.splat(code.eps)))
         with code.range(0, hidden, unrolled * LANES) as first:

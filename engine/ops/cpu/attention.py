@@ -29,7 +29,7 @@ from ...memo import Memo
 from ...relative_position import relative_position_bucket
 from ..traced import traceable_attention
 
-__all__ = ["bias_by_distance", "self_attention", "unsupported", "varlen_attention"]
+__all__ = ["bias_by_distance", "refuse", "self_attention", "unsupported", "varlen_attention"]
 
 SCORES_PER_BLOCK = 1 << 20
 """Scores held at once: 2 MiB in bf16, 4 MiB in fp32. Larger blocks leave the caches, smaller ones are overhead."""
@@ -81,12 +81,19 @@ def varlen_attention(
     Raises:
         InputError: asked for what `unsupported` refuses: other texts' keys, causal attention, the log-sum-exp.
     """
-    if cu_seqlens_k is not None or causal or return_lse:
-        asked = {"cu_seqlens_k": cu_seqlens_k is not None, "causal": causal, "return_lse": return_lse}
-        names = ", ".join(name for name, is_asked in asked.items() if is_asked)
-        raise InputError(f"attention: the cpu row takes none of cu_seqlens_k, causal and return_lse, got {names}")
+    refuse(cu_seqlens_k=cu_seqlens_k is not None, causal=causal, return_lse=return_lse)
     kind = window, softmax_scale, position_bias, bias_max_distance, bias_bidirectional
     return self_attention(q, k, v, cu_seqlens, max_seqlen, *kind, memo)
+
+
+def refuse(**asked: bool) -> None:
+    """
+    Raises:
+        InputError: any of these is asked for.
+    """
+    if any(asked.values()):
+        names = ", ".join(name for name, is_asked in asked.items() if is_asked)
+        raise InputError(f"attention: the cpu row takes none of {', '.join(asked)}, got {names}")
 
 
 def self_attention(

@@ -35,14 +35,23 @@ def varlen_attention(
     cu_seqlens: Tensor,
     max_seqlen: int,
     *,
+    cu_seqlens_k: Tensor | None = None,
+    max_seqlen_k: int | None = None,
     window: tuple[int, int] = (-1, -1),
+    causal: bool = False,
     softmax_scale: float | None = None,
     position_bias: Tensor | None = None,
     bias_max_distance: int = 128,
     bias_bidirectional: bool = True,
+    return_lse: bool = False,
     memo: Memo | None = None,
 ) -> Tensor:
-    """As `engine/ops/attention.py`, for self-attention in fp32 or bf16."""
+    """As `engine/ops/attention.py`, for self-attention in fp32 or bf16.
+
+    Raises:
+        InputError: asked for what `unsupported` refuses: other texts' keys, causal attention, the log-sum-exp.
+    """
+    cpu.refuse(cu_seqlens_k=cu_seqlens_k is not None, causal=causal, return_lse=return_lse)
     memo = Memo() if memo is None else memo
     heads, head_dim = q.shape[1:]
     if k.shape[1] != heads:
