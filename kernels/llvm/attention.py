@@ -316,7 +316,7 @@ class _Attention:
             for part in range(self.head_dim // LANES):
                 pair = [code.load_halves(v + row * code.v_row + part * 2 * LANES) for row in (key, following)]
                 place = self.values + key * (2 * self.head_dim) + part * 4 * LANES
-                code.store_words(code.shuffled(*pair, alternating), place)
+                code.store_words(code.shuffled(pair[0], pair[1], alternating), place)
 
 
 def _blocks(keys: Value) -> Value:

@@ -38,8 +38,10 @@ def rotate(x: Tensor, turned: int, rows: Tensor, cos: Tensor, sin: Tensor) -> No
 
 def rope_code(half: int, *, bf16: bool) -> Code:
     """The kernel, for heads of twice `half` channels."""
-    pointers = dict.fromkeys(("x", "rows", "cos", "sin"), "pointer")
-    code = Code("rope", pointers | dict.fromkeys(("x_row", "tokens", "heads"), "integer"))
+    kinds = dict.fromkeys(["x", "rows", "cos", "sin"], "pointer") | dict.fromkeys(
+        ["x_row", "tokens", "heads"], "integer"
+    )
+    code = Code("rope", kinds)
     size = 2 if bf16 else 4
     load, store = (code.load_bf16, code.store_bf16) if bf16 else (code.load, code.store)
     with code.range(0, code.tokens) as token:

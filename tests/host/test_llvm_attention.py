@@ -344,16 +344,17 @@ def test_the_kernel_stays_inside_its_output_and_its_scratch_memory(
     left, right = (kernel.UNBOUNDED if side < 0 else side for side in window)
     row_bytes = heads * head_dim * size
     scale = head_dim**-0.5
+    table = torch.empty(0, 0) if bias is None else bias * math.log2(math.e)
     run(
         *(x.data_ptr() for x in qkv),
         out[4:].data_ptr(),
         bounds.data_ptr(),
-        0 if bias is None else (table := bias * math.log2(math.e)).data_ptr(),
+        0 if bias is None else table.data_ptr(),
         scratch[guard:].data_ptr(),
         *([row_bytes] * 4),
         *([head_dim * size] * 4),
         *(len(lengths), 1, heads, longest, left, right),  # but the first head
-        *(0 if bias is None else table.shape[1], longest - 1),
+        *(table.shape[1], longest - 1),
         scale * math.log2(math.e),
     )
     assert (out[:4] == 7.0).all()
@@ -361,7 +362,8 @@ def test_the_kernel_stays_inside_its_output_and_its_scratch_memory(
     assert (out[:, 0] == 7.0).all()
     assert (scratch[:guard] == filled).all()
     assert (scratch[-guard:] == filled).all()
-    expected = kernel.attend(*qkv, bounds, longest, window=window, scale=scale, bias=bias)
+    q, k, v = qkv
+    expected = kernel.attend(q, k, v, bounds, longest, window=window, scale=scale, bias=bias)
     assert same_bits(out[4:-4, 1:], expected[:, 1:])
     assert out[4:-4].isfinite().all()
 
@@ -432,7 +434,8 @@ def test_a_compiled_function_serves_batches_of_other_lengths() -> None:
     for lengths in ((9, 34), (2, 5, 40), (7, 1)):
         qkv = random_qkv(lengths, torch.float32, seed=19)
         expected = served(qkv, lengths, window=(8, 3)) + 1
-        assert same_bits(compiled(*qkv, starts(lengths)), expected)
+        q, k, v = qkv
+        assert same_bits(compiled(q, k, v, starts(lengths)), expected)
 
 
 def test_several_threads_may_call_at_once(dtype: torch.dtype) -> None:

@@ -65,5 +65,5 @@ def varlen_attention(
     return attend(q, k, v, bounds, max_seqlen, window=window, scale=scale, bias=bias)
 
 
-def _padded_bias(position_bias: Tensor, *kind: int) -> Tensor:
-    return F.pad(cpu.bias_by_distance(position_bias, *kind), (0, PADDING))
+def _padded_bias(position_bias: Tensor, longest: int, max_distance: int, bidirectional: bool) -> Tensor:
+    return F.pad(cpu.bias_by_distance(position_bias, longest, max_distance, bidirectional), (0, PADDING))
