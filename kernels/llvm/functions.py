@@ -1,7 +1,7 @@
 """Functions of 16 fp32 numbers as polynomials, each fitted by Remez' exchange to the least relative error.
 
-`exact` polynomials are good to the last bits of fp32, the others to a small part of a bf16 rounding, which is 2^-9. Of an
-exact GELU the far negative tail keeps five digits, as its exponent is rounded; torch's has lost them all by then.
+`exact` polynomials are good to the last bits of fp32, the others to a small part of a bf16 rounding, which is 2^-9. Of
+an exact GELU the far negative tail keeps five digits, as its exponent is rounded; torch's has lost them all by then.
 """
 
 from __future__ import annotations

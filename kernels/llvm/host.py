@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -38,7 +39,8 @@ def in_parts(count: int, numbers: int, run: Callable[[int, int], None]) -> None:
         run(0, count)
         return
     edges = [count * part // parts for part in range(parts + 1)]
-    others = [_threads(parts - 1).submit(run, *edges[part : part + 2]) for part in range(1, parts)]
+    threads = _threads(parts - 1, os.getpid())
+    others = [threads.submit(run, *edges[part : part + 2]) for part in range(1, parts)]
     run(edges[0], edges[1])
     for other in others:
         other.result()
@@ -54,5 +56,6 @@ def _features() -> dict[str, bool]:
 
 
 @cache
-def _threads(count: int) -> ThreadPoolExecutor:
+def _threads(count: int, process: int) -> ThreadPoolExecutor:
+    """Threads of this process: a forked one has none of those that its parent began."""
     return ThreadPoolExecutor(count, "padless-llvm")

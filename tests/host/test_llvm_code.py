@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 from collections.abc import Callable
 from typing import Any
 
@@ -432,6 +433,33 @@ def test_parts_cover_everything_once_and_in_order(threads: int, count: int) -> N
         torch.set_num_threads(before)
     assert [item for first, end in sorted(seen) for item in range(first, end)] == list(range(count))
     assert len(seen) <= threads
+
+
+def in_a_fork(answer: multiprocessing.SimpleQueue[list[int]]) -> None:
+    seen: list[int] = []
+    torch.set_num_threads(2)
+    in_parts(4, 1 << 24, lambda first, end: seen.extend(range(first, end)))
+    answer.put(sorted(seen))
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_starts_threads_of_its_own() -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        in_parts(4, 1 << 24, lambda first, end: None)
+        context = multiprocessing.get_context("fork")
+        answer = context.SimpleQueue()
+        child = context.Process(target=in_a_fork, args=(answer,))
+        child.start()
+        child.join(60)  # it takes milliseconds
+        if child.is_alive():
+            child.kill()
+            pytest.fail("the forked process waits for threads that it does not have")
+        assert answer.get() == [0, 1, 2, 3]
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_little_work_is_not_parted() -> None:
