@@ -90,4 +90,6 @@ class JsonLog(Report):
 
     def _tell(self, event: str, **facts: Any) -> None:
         told = datetime.now(UTC).isoformat(timespec="milliseconds")
-        print(json.dumps({"event": event, "time": told, **facts}), file=self._stream, flush=True)
+        # One write: a signal that ends the job comes before a line or behind it, and leaves no half one to the last line.
+        self._stream.write(json.dumps({"event": event, "time": told, **facts}) + "\n")
+        self._stream.flush()

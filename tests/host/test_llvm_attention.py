@@ -16,6 +16,7 @@ from torch import Tensor
 pytest.importorskip("llvmlite", reason="needs package llvmlite, not installed")
 
 from padless.engine.contract import Call
+from padless.engine.errors import InputError
 from padless.engine.memo import Memo
 from padless.engine.ops.attention import varlen_attention as eager
 from padless.engine.ops.cpu import vector_attention as row
@@ -366,6 +367,24 @@ def test_the_kernel_stays_inside_its_output_and_its_scratch_memory(
     expected = kernel.attend(q, k, v, bounds, longest, window=window, scale=scale, bias=bias)
     assert same_bits(out[4:-4, 1:], expected[:, 1:])
     assert out[4:-4].isfinite().all()
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_caller_who_errs_about_the_longest_text_changes_nothing(biased: bool, dtype: torch.dtype) -> None:
+    # The scratch memory and the bias are as long as the longest text, which no one has to be believed about.
+    lengths = (300, 17)
+    qkv, bounds = random_qkv(lengths, dtype, seed=20), starts(lengths)
+    options = {"position_bias": torch.randn(32, 2, generator=torch.Generator().manual_seed(21))} if biased else {}
+    expected = served(qkv, lengths, **options)
+    for said in (0, 1, 299, -5, 10**9):
+        assert same_bits(row.varlen_attention(*qkv, bounds, said, **options), expected)
+
+
+@pytest.mark.parametrize("bounds", [[], [0], [0, 8], [0, 5, 3, 9], [0, 12], [0, 9, 10], [-4, 9], [1, 9], [0, -1], [0, 2**31 - 1]])
+def test_bounds_that_leave_the_tokens_are_refused(bounds: list[int], dtype: torch.dtype) -> None:
+    q, k, v = random_qkv([9], dtype, seed=22)
+    with pytest.raises(InputError, match="attention: cu_seqlens must rise from 0 to the number of tokens, 9, got "):
+        row.varlen_attention(q, k, v, torch.tensor(bounds, dtype=torch.int32), 9)
 
 
 def test_no_memory_beyond_the_last_row_is_touched() -> None:

@@ -48,6 +48,21 @@ def test_json_events_tell_the_whole_job(tiny: padless.Encoder, text: Path, tmp_p
     assert told_summary == json.loads((out / "summary.json").read_text())
 
 
+def test_a_line_is_one_write(tiny: padless.Encoder, text: Path, tmp_path: Path) -> None:
+    # A signal comes between two writes: the line that tells of it must not be glued to half of another.
+    class Writes(io.StringIO):
+        def write(self, part: str) -> int:
+            written.append(part)
+            return len(part)
+
+    written: list[str] = []
+    log = JsonLog(Writes(), seconds_between=0)
+    run_job(EmbeddingTask(tiny), [text], tmp_path / "out", rows_per_shard=15, report=log)
+    log.stopped("terminated: none", 143)
+    assert {json.loads(line)["event"] for line in written} == {"start", "progress", "shard", "finish", "error"}
+    assert all(line.endswith("}\n") for line in written)
+
+
 def test_progress_is_told_every_few_seconds_only(tiny: padless.Encoder, text: Path, tmp_path: Path) -> None:
     told = io.StringIO()
     run_job(EmbeddingTask(tiny), [text], tmp_path / "out", report=JsonLog(told, seconds_between=3600))
