@@ -27,7 +27,8 @@ from ..engine.contract import Call
 from .device import Device
 from .key import Key, key_of
 from .record import Entry, RecordError, read_record
-from .store import Store, cache_folder
+from .store import Store
+from .user_cache import cache_folder
 
 __all__ = ["DEFAULT", "USER_CACHE", "Answer", "Configuration", "Lookup", "process_lookup"]
 

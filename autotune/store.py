@@ -1,9 +1,9 @@
 """The user's own tuned configurations: one file a GPU and op, in a folder that several processes may write to at once.
 
-`<cache>/autotune/v1/<gpu slug>/<op>.json`, where `<cache>` is $PADLESS_CACHE, else $XDG_CACHE_HOME/padless, else
-~/.cache/padless. A write holds a lock from reading the old file to renaming the new one, so that nothing that another
-process found is lost; a reader needs none, for the name always stands for a whole file. Where nothing can be written,
-what was found lasts as long as the process, which goes on: a configuration is a matter of speed.
+`autotune/v1/<gpu slug>/<op>.json` in the user's cache. A write holds a lock from reading the old file to renaming the
+new one, so that nothing that another process found is lost; a reader needs none, for the name always stands for a whole
+file. Where nothing can be written, what was found lasts as long as the process, which goes on: a configuration is a
+matter of speed.
 """
 
 from __future__ import annotations
@@ -13,19 +13,16 @@ import fcntl
 import logging
 import os
 import random
-import stat
-import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from .record import MOST_ENTRIES, SCHEMA, Entry, Record, RecordError, check_names, encode, read_record
+from .user_cache import check_private, make_private, replace_file
 
-__all__ = ["CACHE_VARIABLE", "Store", "cache_folder"]
-
-CACHE_VARIABLE = "PADLESS_CACHE"
+__all__ = ["Store"]
 
 PATIENCE = 10.0
 """Seconds a write waits for those of other processes, each of which takes some milliseconds."""
@@ -38,18 +35,6 @@ _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 log = logging.getLogger("padless")
 
 
-def cache_folder(environment: Mapping[str, str] = os.environ) -> Path | None:
-    """Where padless keeps what it found out on this machine; None where there is no home. Nothing is created."""
-    try:
-        if named := environment.get(CACHE_VARIABLE):
-            return Path(named).expanduser().absolute()
-        base = Path(environment.get("XDG_CACHE_HOME", ""))
-        # A relative one is to be ignored, says the specification that the variable is from.
-        return (base if base.is_absolute() else Path("~/.cache").expanduser()) / "padless"
-    except (RuntimeError, OSError):  # a user without a home, a working folder that was removed
-        return None
-
-
 class Store:
     """Entries by GPU and op, kept on disk where possible; may be used by several threads."""
 
@@ -60,6 +45,7 @@ class Store:
             cache: what `cache_folder` returns; None keeps everything in memory.
             patience: seconds to wait for another process' write.
         """
+        self._cache = cache
         self.folder = None if cache is None else cache / "autotune" / f"v{SCHEMA}"
         self._patience = patience
         self._memory: dict[tuple[str, str], tuple[Entry, ...]] = {}
@@ -88,10 +74,10 @@ class Store:
         """
         known = self._memory.get((target, op), ())
         path = self.path(target, op)
-        if path is None:
+        if path is None or self._cache is None:
             return known
         try:
-            return _merged(_read(path, target, op), known)
+            return _merged(_read(self._cache, path, target, op), known)
         except RecordError:
             if self._refused:  # which was logged; what is in memory was found by this very process
                 return known
@@ -113,13 +99,13 @@ class Store:
             RecordError: the names cannot be part of a path, or the entries are not of this GPU: the caller's mistake.
         """
         path = self.path(target, op)
-        Record(target, op, _merged((), entries))
+        new = Record(target, op, _merged((), entries))
         with self._lock:
             if not self._refused:
                 try:
-                    if path is None:
+                    if path is None or self._cache is None:
                         raise OSError("there is no home folder")
-                    self._write(path, target, op, entries)
+                    _write(self._cache, path, new, self._patience)
                     return True
                 except OSError as error:
                     self._refused = True
@@ -131,19 +117,22 @@ class Store:
             self._memory[target, op] = _merged(self._memory.get((target, op), ()), entries)
             return False
 
-    def _write(self, path: Path, target: str, op: str, entries: Sequence[Entry]) -> None:
-        _make_private(path.parent)
-        with _locked(path.with_suffix(".lock"), self._patience):
-            old, doubt = (), None
-            try:
-                old = _read(path, target, op)
-            except RecordError as error:
-                if isinstance(error.__cause__, OSError):
-                    raise error.__cause__ from None  # what cannot be read now may hold what others found
-                doubt = error
-            _replace(path, encode(Record(target, op, _merged(old, entries))))
-        if doubt is not None:
-            log.warning("%s; written anew", doubt)
+
+def _write(cache: Path, path: Path, new: Record, patience: float) -> None:
+    make_private(cache, path.parent)
+    with _locked(path.with_suffix(".lock"), patience):
+        old, doubt = (), None
+        try:
+            old = _read(cache, path, new.target, new.op)
+        except RecordError as error:
+            if isinstance(error.__cause__, OSError):
+                raise error.__cause__ from None  # what cannot be read now may hold what others found
+            doubt = error
+        for left_behind in path.parent.glob(f"{path.name}.*.tmp"):  # by who was killed: whoever writes has the lock
+            left_behind.unlink(missing_ok=True)
+        replace_file(path, encode(Record(new.target, new.op, _merged(old, new.entries))))
+    if doubt is not None:
+        log.warning("%s; written anew", doubt)
 
 
 def _merged(old: Sequence[Entry], new: Sequence[Entry]) -> tuple[Entry, ...]:
@@ -155,65 +144,14 @@ def _merged(old: Sequence[Entry], new: Sequence[Entry]) -> tuple[Entry, ...]:
     return tuple(found.values())[-MOST_ENTRIES:]
 
 
-def _read(path: Path, target: str, op: str) -> tuple[Entry, ...]:
+def _read(cache: Path, path: Path, target: str, op: str) -> tuple[Entry, ...]:
     try:
         with suppress(FileNotFoundError, NotADirectoryError):
-            _check_private(path.parent)
+            check_private(cache, path.parent)
     except OSError as error:
         raise RecordError(f"{path}: cannot be read ({error.strerror or error})") from error
     record = read_record(path, target, op, follow_symlinks=False)
     return () if record is None else record.entries
-
-
-def _make_private(folder: Path) -> None:
-    """Make the folder of a GPU's files, and what is missing above it; from the cache on for nobody but this user."""
-    ours = _ours(folder)
-    ours[0].parent.mkdir(parents=True, exist_ok=True)
-    for part in ours:
-        part.mkdir(mode=0o700, exist_ok=True)
-    _check_private(folder)
-
-
-def _ours(folder: Path) -> tuple[Path, ...]:
-    """The cache, `autotune`, the schema's folder and the GPU's, which is `folder`."""
-    return (*reversed(folder.parents[:3]), folder)
-
-
-def _check_private(folder: Path) -> None:
-    """Refuse folders in which others could put files in place of ours.
-
-    Raises:
-        PermissionError: another user owns one, or everybody may replace files there.
-    """
-    for part in _ours(folder):
-        found = part.stat()
-        everybody = found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX
-        if everybody or found.st_uid not in (os.geteuid(), 0):
-            raise PermissionError(f"others may write to {part}")
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file so that its name stands for the old content or the new one, also after a loss of power."""
-    for left_behind in path.parent.glob(
-        f"{path.name}.*.tmp"
-    ):  # by a process that was killed: whoever writes has the lock
-        left_behind.unlink(missing_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.", suffix=".tmp")
-    try:
-        with open(descriptor, "wb") as handle:
-            handle.write(content)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(temporary)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 @contextmanager

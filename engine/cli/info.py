@@ -68,7 +68,8 @@ def _tuned() -> Iterator[str]:
     from ...autotune.device import identify
     from ...autotune.inventory import inventory
     from ...autotune.lookup import Lookup
-    from ...autotune.store import Store, cache_folder
+    from ...autotune.store import Store
+    from ...autotune.user_cache import cache_folder
 
     store = Store(cache_folder())
     yield f"{'tuned: user cache':<22} {store.folder or 'none: there is no home folder, padless tune keeps nothing'}"

@@ -106,7 +106,8 @@ def _search(what: str, budget: float | None, device: str, dtype: str) -> None:
     target = resolve_device(device)
     precision = resolve_dtype(dtype, target)
     from ...autotune.device import identify
-    from ...autotune.store import Store, cache_folder
+    from ...autotune.store import Store
+    from ...autotune.user_cache import cache_folder
 
     try:
         from ...bench.gpu.tuning import calls_for, on_gpu, tune_calls

@@ -90,6 +90,6 @@ class JsonLog(Report):
 
     def _tell(self, event: str, **facts: Any) -> None:
         told = datetime.now(UTC).isoformat(timespec="milliseconds")
-        # One write: a signal that ends the job comes before a line or behind it, and leaves no half one to the last line.
+        # One write: a signal comes before a line or behind it, and the last line is not glued to half of another.
         self._stream.write(json.dumps({"event": event, "time": told, **facts}) + "\n")
         self._stream.flush()

@@ -1,4 +1,7 @@
-"""LLVM's compiler for the CPU at hand: text in LLVM's language to a function that ctypes can call."""
+"""LLVM's compiler for the CPU at hand: text in LLVM's language to a function that ctypes can call.
+
+What was compiled is kept for other processes (`machine_code.py`), and those that find it write no text at all.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,11 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import llvmlite
 import llvmlite.binding as llvm
 
 from .code import Code
+from .machine_code import MachineCode, keep, kept
 
 __all__ = ["assembly", "compiled_once"]
 
@@ -24,7 +29,8 @@ _engines: list[Any] = []
 def compiled_once(make: Callable[..., Code]) -> Callable[..., Callable[..., None]]:
     """Of a function that writes a kernel, one that gives it compiled, from memory where its arguments were the same.
 
-    What comes out is called with integers, floats and addresses; while it runs other Python threads do too.
+    `make` must depend on its arguments alone, which are numbers, booleans, strings or None. What comes out is called
+    with integers, floats and addresses; while it runs other Python threads do too.
 
     Raises:
         RuntimeError: LLVM refuses the code, or the system has no memory that code may run in.
@@ -39,7 +45,7 @@ def compiled_once(make: Callable[..., Code]) -> Callable[..., Callable[..., None
             with _compiling:
                 found = made.get(arguments)
                 if found is None:
-                    found = made[arguments] = _compiled(make(*arguments))
+                    found = made[arguments] = _compiled(make, arguments)
         return found
 
     return kernel
@@ -56,13 +62,34 @@ def assembly(code: Code, cpu: str | None = None) -> str:
         return machine.emit_assembly(_optimised(code, machine))
 
 
-def _compiled(code: Code) -> Callable[..., None]:
-    machine = _machine(None)
-    engine = llvm.create_mcjit_compiler(_optimised(code, machine), machine)
+def _compiled(make: Callable[..., Code], arguments: tuple[Any, ...]) -> Callable[..., None]:
+    name = f"{make.__module__}.{make.__qualname__}{arguments!r}"
+    code = kept(name, _compiler())
+    if code is None:
+        written = make(*arguments)
+        machine = _machine(None)
+        content = machine.emit_object(_optimised(written, machine))
+        code = MachineCode(written.function.name, tuple(written.parameters.values()), content)
+        keep(name, _compiler(), code)
+    return _loaded(code)
+
+
+def _loaded(code: MachineCode) -> Callable[..., None]:
+    """The function, in memory that code may run in."""
+    machine, nothing = _machine(None), llvm.parse_assembly("")
+    engine = llvm.create_mcjit_compiler(nothing, machine)
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code.content))
     engine.finalize_object()
+    address = engine.get_function_address(code.function)
     _engines.append(engine)
-    kinds = [_CTYPES[kind] for kind in code.parameters.values()]
-    return ctypes.CFUNCTYPE(None, *kinds)(engine.get_function_address(code.function.name))
+    return ctypes.CFUNCTYPE(None, *(_CTYPES[kind] for kind in code.parameters))(address)
+
+
+@functools.cache
+def _compiler() -> str:
+    """What an object depends on beside the text: LLVM, and the CPU it was made for."""
+    versions = llvmlite.__version__, llvm.llvm_version_info
+    return f"{versions} {_machine(None).triple} {llvm.get_host_cpu_name()} {llvm.get_host_cpu_features().flatten()}"
 
 
 def _optimised(code: Code, machine: Any) -> Any:

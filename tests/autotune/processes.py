@@ -27,7 +27,8 @@ from tuned import H200, KERNEL_HASH, TRITON, attention_call, entry
 
 from padless.autotune.lookup import Lookup
 from padless.autotune.record import read_record
-from padless.autotune.store import Store, cache_folder
+from padless.autotune.store import Store
+from padless.autotune.user_cache import cache_folder
 from padless.kernels.attention import CANDIDATES, default_config
 
 SLUG = H200.slug

@@ -19,7 +19,8 @@ import pytest
 from tuned import H100, H200, attention_call, entry, several
 
 from padless.autotune.record import MOST_ENTRIES, RecordError, read_record
-from padless.autotune.store import Store, cache_folder
+from padless.autotune.store import Store
+from padless.autotune.user_cache import cache_folder
 
 PROCESSES = Path(__file__).with_name("processes.py")
 SLUG = H200.slug

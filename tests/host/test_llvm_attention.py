@@ -380,7 +380,9 @@ def test_a_caller_who_errs_about_the_longest_text_changes_nothing(biased: bool, 
         assert same_bits(row.varlen_attention(*qkv, bounds, said, **options), expected)
 
 
-@pytest.mark.parametrize("bounds", [[], [0], [0, 8], [0, 5, 3, 9], [0, 12], [0, 9, 10], [-4, 9], [1, 9], [0, -1], [0, 2**31 - 1]])
+@pytest.mark.parametrize(
+    "bounds", [[], [0], [0, 8], [0, 5, 3, 9], [0, 12], [0, 9, 10], [-4, 9], [1, 9], [0, -1], [0, 2**31 - 1]]
+)
 def test_bounds_that_leave_the_tokens_are_refused(bounds: list[int], dtype: torch.dtype) -> None:
     q, k, v = random_qkv([9], dtype, seed=22)
     with pytest.raises(InputError, match="attention: cu_seqlens must rise from 0 to the number of tokens, 9, got "):

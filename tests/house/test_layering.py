@@ -23,6 +23,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "hub": ("engine.hub",),
     "data": ("engine.batch", "engine.config", "engine.outputs"),
     "device": ("autotune.device",),
+    "cache": ("autotune.user_cache",),
     "precision": ("engine.precision",),
     "configs": (
         "autotune.exchange",
@@ -80,9 +81,10 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "hub": (),
     "data": ("memo", "hub"),
     "device": (),
+    "cache": (),
     "precision": ("device",),
-    "configs": ("contract", "device"),
-    "vectors": (),
+    "configs": ("contract", "device", "cache"),
+    "vectors": ("cache",),
     "kernels": ("contract", "memo", "device", "configs"),
     "dispatch": ("contract",),
     "bind": ("contract", "dispatch"),
@@ -142,7 +144,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "onnxruntime": ("bench",),
 }
 
-LEAVES = ("errors", "contract", "memo", "data", "device", "configs")
+LEAVES = ("errors", "contract", "memo", "data", "device", "cache", "configs")
 
 
 def module_name(path: Path) -> str:
