@@ -6,7 +6,6 @@ python -m padless.bench.scaling.page --out docs/scaling.md [--price 3]
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from textwrap import TextWrapper
 from typing import Any
 
 from ...engine.errors import InputError, PadlessError
+from ..reports.report import read_report
 from .job_cost import DOCUMENTS, DOCUMENTS_A_SHARD, HOST, MODELS, Documents, Job, Model, read_tokenisation
 from .roofline import H200, attention_crossover, tokens_per_second
 from .tables import Tables, listed
@@ -78,7 +78,7 @@ def page(price: float = PRICE, results: Path = RESULTS) -> str:
         **_in_short(tables),
         **tables.all(),
         **_cluster(),
-        **_cpu(results / "models_mixed_256.json"),
+        **_cpu(results / "models_minilm.json"),
     )
     return _reflowed(filled)
 
@@ -152,20 +152,22 @@ def _cluster() -> dict[str, str]:
 
 
 def _cpu(file: Path) -> dict[str, str]:
-    try:
-        report = json.loads(file.read_text(encoding="utf-8"))
-        rates = {
-            system["dtype"]: float(system["tokens_per_second"]["median"])
-            for system in report["systems"]
-            if system["system"] == "padless"
-        }
-        machine, bf16, fp32 = report["machine"], rates["bfloat16"], rates["float32"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{file}: expected a report of padless bench models ({error!r})") from None
+    report = read_report(file)
+    systems = [system for model in report.root.items("models") for system in model.items("systems")]
+    rates = {
+        system.text("dtype"): system.spread("tokens_per_second").median
+        for system in systems
+        if system.text("system") == "padless"
+    }
+    if missing := {"bfloat16", "float32"} - set(rates):
+        raise InputError(
+            f"{file}: expected padless in bfloat16 and float32, found none in {', '.join(sorted(missing))}"
+        )
+    bf16, fp32 = rates["bfloat16"], rates["float32"]
     news, short = (_model("MiniLM-L6 (BERT)").kept(_kind(name).tokens) for name in ("news", "short"))
     return {
-        "model_cpu": machine["cpu"],
-        "model_cpus": str(machine["threads"]),
+        "model_cpu": report.machine_name,
+        "model_cpus": f"{report.machine.number('threads'):g}",
         "cpu_bf16": f"{bf16:,.0f}",
         "cpu_fp32": f"{fp32:,.0f}",
         "million_bf16": f"{1e6 * news / bf16 / 3600:.1f}",

@@ -127,7 +127,7 @@ divided by its GPUs, and more for three reasons:
 
 ## On a CPU
 
-Measured (`bench/results/amd-epyc/models_mixed_256.json`): MiniLM-L6 on {model_cpus} cores of {model_cpu}, real texts
+Measured (`bench/results/amd-epyc/models_minilm.json`): MiniLM-L6 on {model_cpus} cores of {model_cpu}, real texts
 of 4 to 256 tokens, tokenisation included: {cpu_bf16} tokens/s in bfloat16, {cpu_fp32} in float32. A million documents
 of 300 tokens, of which MiniLM keeps 256, take {million_bf16} hours, or {million_fp32}; a million short ones of 30
 tokens {million_short}. A billion news-like ones would take {billion_years} years: that is what GPUs, or many more

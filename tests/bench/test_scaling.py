@@ -102,8 +102,15 @@ def test_a_report_of_another_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"tokenisation.json: expected a report of padless.bench.scaling.tokenisation"):
         read_tokenisation(other)
     shutil.copy(RESULTS / "tokenisation.json", other)
-    (tmp_path / "models_mixed_256.json").write_text('{"systems": []}', encoding="utf-8")
-    with pytest.raises(InputError, match=r"models_mixed_256.json: expected a report of padless bench models"):
+    models = tmp_path / "models_minilm.json"
+    models.write_text('{"systems": []}', encoding="utf-8")
+    with pytest.raises(InputError, match=r"models_minilm.json: kind: missing, expected a text"):
+        page(results=tmp_path)
+    report = json.loads((RESULTS / "models_minilm.json").read_text(encoding="utf-8"))
+    for system in report["models"][0]["systems"]:
+        system["dtype"] = "float32"
+    models.write_text(json.dumps(report), encoding="utf-8")
+    with pytest.raises(InputError, match=r"models_minilm.json: expected padless in .*, found none in bfloat16"):
         page(results=tmp_path)
 
 
@@ -160,10 +167,10 @@ def test_the_page_says_whether_others_used_the_machine(tmp_path: Path) -> None:
 
 
 def test_the_page_says_what_was_measured_on_a_cpu() -> None:
-    report = json.loads((RESULTS / "models_mixed_256.json").read_text(encoding="utf-8"))
+    report = json.loads((RESULTS / "models_minilm.json").read_text(encoding="utf-8"))
     (rate,) = (
         system["tokens_per_second"]["median"]
-        for system in report["systems"]
+        for system in report["models"][0]["systems"]
         if (system["system"], system["dtype"]) == ("padless", "bfloat16")
     )
     text = page()
