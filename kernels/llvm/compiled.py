@@ -29,8 +29,8 @@ _engines: list[Any] = []
 def compiled_once(make: Callable[..., Code]) -> Callable[..., Callable[..., None]]:
     """Of a function that writes a kernel, one that gives it compiled, from memory where its arguments were the same.
 
-    `make` must depend on its arguments alone, which are numbers, booleans, strings or None. What comes out is called
-    with integers, floats and addresses; while it runs other Python threads do too.
+    The arguments are numbers, booleans, strings or None. What comes out is called with integers, floats and addresses;
+    while it runs other Python threads do too.
 
     Raises:
         RuntimeError: LLVM refuses the code, or the system has no memory that code may run in.
@@ -64,14 +64,21 @@ def assembly(code: Code, cpu: str | None = None) -> str:
 
 def _compiled(make: Callable[..., Code], arguments: tuple[Any, ...]) -> Callable[..., None]:
     name = f"{make.__module__}.{make.__qualname__}{arguments!r}"
-    code = kept(name, _compiler())
+    can_be_kept = _depends_on_sources_alone(make)
+    code = kept(name, _compiler()) if can_be_kept else None
     if code is None:
         written = make(*arguments)
         machine = _machine(None)
         content = machine.emit_object(_optimised(written, machine))
         code = MachineCode(written.function.name, tuple(written.parameters.values()), content)
-        keep(name, _compiler(), code)
+        if can_be_kept:
+            keep(name, _compiler(), code)
     return _loaded(code)
+
+
+def _depends_on_sources_alone(make: Callable[..., Code]) -> bool:
+    """Whether it is a function of a module here, whose text is part of a file's name; a closure knows more."""
+    return make.__module__.startswith(f"{__package__}.") and "<" not in make.__qualname__
 
 
 def _loaded(code: MachineCode) -> Callable[..., None]:

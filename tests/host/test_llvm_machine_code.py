@@ -41,6 +41,10 @@ def times(factor: int) -> Code:
     return code
 
 
+# Only functions of the modules there are kept: their text is part of what a file is named by.
+times.__module__ = f"{machine_code.__package__}.times"
+
+
 def computed(kernel: Callable[..., Callable[..., None]], factor: int) -> list[float]:
     x, out = torch.arange(32.0), torch.empty(16)
     kernel(factor)(x.data_ptr(), out.data_ptr(), 1, 0.5)
@@ -180,6 +184,28 @@ def test_other_sources_and_another_cpu_have_files_of_their_own(
         assert len(files(cache)) == 3
     finally:
         machine_code._sources.cache_clear()
+
+
+def test_what_the_sources_do_not_say_is_never_kept(cache: Path) -> None:
+    def writes(factor: int, addend: int) -> Callable[[int], Code]:
+        def closure(_: int) -> Code:
+            code = Code("closure", {"x": "pointer", "out": "pointer", "step": "integer", "more": "number"})
+            code.store(code.load(code.x + code.step * 64) * float(factor) + float(addend), code.out)
+            return code
+
+        closure.__module__ = times.__module__
+        return closure
+
+    def elsewhere(factor: int) -> Code:
+        return times(factor)
+
+    x, out = torch.arange(32.0), torch.empty(16)
+    for factor, addend in ((2, 1), (3, 7)):
+        compiled_once(writes(factor, addend))(1)(x.data_ptr(), out.data_ptr(), 1, 0.0)
+        assert out.tolist() == [number * factor + addend for number in range(16, 32)]
+    elsewhere.__qualname__ = "elsewhere"
+    computed(compiled_once(elsewhere), 3)
+    assert not cache.exists()
 
 
 def test_the_kept_file_is_what_the_compiler_made(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
