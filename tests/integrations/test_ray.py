@@ -35,7 +35,7 @@ if missing := [name for name in ("ray", "pandas") if find_spec(name) is None]:
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "docs" / "examples" / "embed_with_ray.py"
 script = runpy.run_path(str(SCRIPT))
-FILES, ROWS_PER_FILE = 16, 41
+FILES, ROWS_PER_FILE = 6, 41
 WORDS = ("the", "sun", "stood", "still", "and", "moon", "river", "stone", "bread", "night")
 
 # The script's own `main`, twice, between which the same Ray stays up; then the callable on values of several types,
