@@ -54,13 +54,14 @@ def kept(kernel: str, depends_on: str) -> MachineCode | None:
         check_private(root, path.parent)
         if path.is_symlink() or path.stat().st_size > MOST_BYTES:
             return None
-        head, _, content = path.read_bytes().partition(b"\n")
-        facts = json.loads(head)
-        if facts["kernel"] != kernel or facts["sha256"] != hashlib.sha256(content).hexdigest():
-            return None
-        return MachineCode(facts["function"], tuple(facts["parameters"]), content)
-    except (OSError, ValueError, KeyError, TypeError):
+        digest, _, summed = path.read_bytes().partition(b"\n")
+    except OSError:
         return None
+    if digest != _digest(summed):
+        return None
+    head, _, content = summed.partition(b"\n")
+    facts = json.loads(head)
+    return MachineCode(facts["function"], tuple(facts["parameters"]), content) if facts["kernel"] == kernel else None
 
 
 def keep(kernel: str, depends_on: str, code: MachineCode) -> None:
@@ -69,17 +70,17 @@ def keep(kernel: str, depends_on: str, code: MachineCode) -> None:
     if path is None:
         return
     root, path = path
-    facts = {
-        "kernel": kernel,
-        "function": code.function,
-        "parameters": code.parameters,
-        "sha256": hashlib.sha256(code.content).hexdigest(),
-    }
+    facts = {"kernel": kernel, "function": code.function, "parameters": code.parameters}
+    summed = json.dumps(facts).encode() + b"\n" + code.content
     try:
         make_private(root, path.parent)
-        replace_file(path, json.dumps(facts).encode() + b"\n" + code.content)
+        replace_file(path, _digest(summed) + b"\n" + summed)
     except OSError as error:
         log.debug("%s: cannot be kept: %s", path, error)
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).hexdigest().encode()
 
 
 def _path(kernel: str, depends_on: str) -> tuple[Path, Path] | None:
