@@ -17,10 +17,7 @@ answer there.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +25,7 @@ from typing import Any
 from ..engine.errors import InputError
 from .key import KEYED_BY
 from .record import LARGEST_FILE, SCHEMA, Entry, Record, RecordError, Tiling, decode, encode, read_record
+from .user_cache import replace_file
 
 __all__ = ["KIND", "Accepts", "Filed", "file_records", "read_exchange", "record_tree", "write_exchange"]
 
@@ -125,7 +123,8 @@ def file_records(records: Sequence[Record], folder: Path) -> Filed:
         try:
             old = read_record(path, target, op)
             merged = _merged(() if old is None else old.entries, entries)
-            _replace(path, encode(Record(target, op, merged)))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(path, encode(Record(target, op, merged)), mode=0o644)
             written[path] = len(entries)
         except RecordError as error:
             refused.append(f"{error}: {len(entries)} entries not filed")
@@ -168,23 +167,6 @@ def _merged(old: Sequence[Entry], new: Sequence[Entry]) -> tuple[Entry, ...]:
 def _place(entry: Entry) -> tuple[object, ...]:
     made = entry.provenance
     return entry.key, made.gpu, made.sm, made.multiprocessors
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file so that its name stands for the old content or the new one; readable for everybody."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with open(descriptor, "wb") as handle:
-            handle.write(content)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(temporary)
-        raise
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

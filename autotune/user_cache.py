@@ -54,10 +54,15 @@ def check_private(cache: Path, folder: Path) -> None:
             raise PermissionError(f"others may write to {part}")
 
 
-def replace_file(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes, *, mode: int = 0o600) -> None:
     """Write a file so that its name stands for the old content or the new one, also after a loss of power.
 
     A process that is killed meanwhile leaves `<name>.*.tmp` beside it.
+
+    Args:
+        path: in a folder that is there.
+        content: all of it.
+        mode: who may read and write it; this user if nothing is said.
     """
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.", suffix=".tmp")
     try:
@@ -65,6 +70,7 @@ def replace_file(path: Path, content: bytes) -> None:
             handle.write(content)
             handle.flush()
             os.fsync(handle.fileno())
+            os.fchmod(handle.fileno(), mode)
         os.replace(temporary, path)
     except BaseException:
         with suppress(OSError):
