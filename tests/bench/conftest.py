@@ -1,7 +1,8 @@
-"""Small models with random weights, in folders that everybody loads."""
+"""Small models with random weights, in folders that everybody loads; processes that have to be gone."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,3 +54,21 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
         return parent / model_type
 
     return folder
+
+
+@pytest.fixture(scope="session")
+def ends() -> Callable[[Path], bool]:
+    """Asked of the /proc/PID/stat of a process that was killed."""
+    return _ends
+
+
+def _ends(process: Path) -> bool:
+    """Whether a process that was killed is gone soon, or waits to be collected; a busy machine takes its time."""
+    for _ in range(100):
+        try:
+            if process.read_text().split()[2] == "Z":
+                return True
+        except OSError:
+            return True
+        time.sleep(0.1)
+    return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -89,19 +90,7 @@ def results(folder: Path, *, workers: int, limit: float, seconds: float = 300.0,
     return found, left
 
 
-def ends(process: Path) -> bool:
-    """Whether a process that was killed is gone soon, or waits to be collected; a busy machine takes its time."""
-    for _ in range(100):
-        try:
-            if process.read_text().split()[2] == "Z":
-                return True
-        except OSError:
-            return True
-        time.sleep(0.1)
-    return False
-
-
-def test_a_worker_that_is_lost_costs_its_own_case(part: Path) -> None:
+def test_a_worker_that_is_lost_costs_its_own_case(part: Path, ends: Callable[[Path], bool]) -> None:
     found, left = results(part, workers=3, limit=8.0)
     assert left == []
     states = {name: figures["status"] for name, figures in found.items()}
