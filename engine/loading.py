@@ -50,6 +50,7 @@ class How(TypedDict, total=False):
     dtype: str | torch.dtype
     backend: str
     deterministic: bool
+    require_kernels: bool
     cuda_graphs: bool | str
 
 
@@ -89,6 +90,7 @@ def load(
     dtype: str | torch.dtype = "auto",
     backend: str = "auto",
     deterministic: bool = False,
+    require_kernels: bool = False,
     task: str | None = None,
     cuda_graphs: bool | str = "auto",
 ) -> Any:
@@ -101,6 +103,8 @@ def load(
             computes in (bf16 on a GPU and on CPUs with bf16 instructions, else fp32).
         backend: "auto", or the name of a row of the dispatch table, which then serves or raises.
         deterministic: only rows that promise the same bits for a text whatever its neighbours.
+        require_kernels: a kernel that cannot be compiled or started when it is called is a BackendError; otherwise the
+            next row serves, with a warning, from then on.
         task: "embedding", or one of `engine/tasks`; None is what the folder is made for: the task of the head that its
             `config.json` names, and "embedding" for sentence-transformers folders, bare models and masked language
             models.
@@ -124,7 +128,7 @@ def load(
         task = task_of_folder(folder)
     if task != "embedding":
         budget = TOKEN_BUDGET[target.type]
-        return load_task(
+        loaded = load_task(
             folder,
             task,
             device=target,
@@ -133,6 +137,7 @@ def load(
             deterministic=deterministic,
             token_budget=budget,
         )
+        return _requiring(loaded, require_kernels)
     sentence = read_sentence_folder(folder)
     source = sentence.transformer_folder
     family = encoder_class(model_type(source), source=str(source / CONFIG_NAME))
@@ -149,7 +154,7 @@ def load(
     head.to(target, torch.promote_types(precision, torch.float32))
     head.eval().requires_grad_(False)
     head.bind(target, precision, backend=backend, deterministic=deterministic)
-    return Encoder(
+    encoder = Encoder(
         model=model,
         head=head,
         tokenizer=tokenizer,
@@ -161,3 +166,10 @@ def load(
         default_prompt_name=sentence.default_prompt_name,
         cuda_graphs=cuda_graphs,
     )
+    return _requiring(encoder, require_kernels)
+
+
+def _requiring(loaded: Any, require_kernels: bool) -> Any:
+    for op in loaded.bound_ops():
+        op.kernel_required = require_kernels
+    return loaded

@@ -77,6 +77,7 @@ def pipeline(
     batch_size: int | None = None,
     backend: str = "auto",
     deterministic: bool = False,
+    require_kernels: bool = False,
     trust_remote_code: bool | None = None,
     **options: Any,
 ) -> Any:
@@ -92,7 +93,7 @@ def pipeline(
         torch_dtype: older spelling of `dtype`.
         device_map: "auto" is the device "auto"; a device is that device.
         batch_size: most pieces in a batch; None leaves that to a token budget.
-        backend, deterministic: as of `padless.load`.
+        backend, deterministic, require_kernels: as of `padless.load`.
         trust_remote_code: accepted where it asks for nothing: code of a folder is never run.
         options: of every call that does not name them itself.
 
@@ -116,6 +117,7 @@ def pipeline(
             dtype="auto" if precision is None else precision,
             backend=backend,
             deterministic=deterministic,
+            require_kernels=require_kernels,
         )
     else:
         found = _behind(task, model, tokenizer)

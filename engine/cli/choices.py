@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-__all__ = ["Backend", "Deterministic", "Device", "Dtype", "listed"]
+__all__ = ["Backend", "Deterministic", "Device", "Dtype", "RequireKernels", "listed"]
 
 Device = Annotated[str, typer.Option(metavar="DEVICE", help="Where to run: auto, cpu, cuda, cuda:1, ...")]
 Dtype = Annotated[
@@ -19,6 +19,14 @@ Backend = Annotated[
 Deterministic = Annotated[
     bool,
     typer.Option("--deterministic", help="The same text gives the same bits, whatever stands beside it in a batch."),
+]
+RequireKernels = Annotated[
+    bool,
+    typer.Option(
+        "--require-kernels",
+        help="Stop where a kernel cannot be compiled or started; otherwise the next implementation serves, which the "
+        "summary tells.",
+    ),
 ]
 
 

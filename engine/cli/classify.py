@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from . import job_options as of
-from .choices import Backend, Deterministic, Device, Dtype
+from .choices import Backend, Deterministic, Device, Dtype, RequireKernels
 from .job_command import ROWS_PER_SHARD, JobArguments, refuse_idle_pieces, run_command
 
 __all__ = ["classify"]
@@ -53,6 +53,7 @@ def classify(
     devices: of.Devices = None,
     backend: Backend = "auto",
     deterministic: Deterministic = False,
+    require_kernels: RequireKernels = False,
     token_budget: of.TokenBudget = None,
     resume: of.Resume = True,
     overwrite: of.Overwrite = False,
@@ -83,7 +84,7 @@ def classify(
         options["top_k"] = None if all_labels else top_k
     if function_to_apply is not None:
         options["function_to_apply"] = function_to_apply
-    make_task = AnsweringJob(model, "text-classification", backend, options, deterministic)
+    make_task = AnsweringJob(model, "text-classification", backend, options, deterministic, require_kernels)
     given = JobArguments(
         inputs, output, text_column, pair_column, id_column, keep or (), input_format, rows_per_shard, device, dtype,
         token_budget, resume, overwrite, log_json, quiet, devices,

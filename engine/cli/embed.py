@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from . import job_options as of
-from .choices import Backend, Deterministic, Device, Dtype
+from .choices import Backend, Deterministic, Device, Dtype, RequireKernels
 from .job_command import ROWS_PER_SHARD, JobArguments, refuse_idle_pieces, run_command
 
 __all__ = ["embed"]
@@ -27,6 +27,7 @@ def embed(
     devices: of.Devices = None,
     backend: Backend = "auto",
     deterministic: Deterministic = False,
+    require_kernels: RequireKernels = False,
     token_budget: of.TokenBudget = None,
     prompt_name: Annotated[
         str | None, typer.Option(metavar="NAME", help="Which of the model's prompts to put before each text.")
@@ -96,7 +97,7 @@ def embed(
     named = {"overlap": overlap, "aggregate": aggregate}
     refuse_idle_pieces({"long_texts": long_texts} | {name: value for name, value in named.items() if value is not None})
     options |= {"overlap": overlap or 0, "aggregate": aggregate or "mean"}
-    make_task = EmbeddingJob(model, backend, options, deterministic)
+    make_task = EmbeddingJob(model, backend, options, deterministic, require_kernels)
     given = JobArguments(
         inputs, output, text_column, None, id_column, keep or (), input_format, rows_per_shard, device, dtype,
         token_budget, resume, overwrite, log_json, quiet, devices,

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from . import job_options as of
-from .choices import Backend, Deterministic, Device, Dtype
+from .choices import Backend, Deterministic, Device, Dtype, RequireKernels
 from .job_command import ROWS_PER_SHARD, JobArguments, refuse_idle_pieces, run_command
 
 __all__ = ["run"]
@@ -43,6 +43,7 @@ def run(
     devices: of.Devices = None,
     backend: Backend = "auto",
     deterministic: Deterministic = False,
+    require_kernels: RequireKernels = False,
     token_budget: of.TokenBudget = None,
     resume: of.Resume = True,
     overwrite: of.Overwrite = False,
@@ -86,7 +87,7 @@ def run(
 
     from ..jobs.factories import AnsweringJob, EmbeddingJob
 
-    how = backend, options, deterministic
+    how = backend, options, deterministic, require_kernels
     make_task = EmbeddingJob(model, *how) if task == "embedding" else AnsweringJob(model, task, *how)
     given = JobArguments(
         inputs, output, text_column, pair_column, id_column, keep or (), input_format, rows_per_shard, device, dtype,

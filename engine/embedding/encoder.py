@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ..batch import PackedBatch
 from ..cuda_graphs import CudaGraphs, wanted
 from ..errors import InputError, NotFiniteError, OptionError
-from ..ops.bind import BoundOp, explain_ops
+from ..ops.bind import BoundOp, explain_ops, failed_kernels
 from ..streaming.prefetch import Workers
 from ..streaming.stream import EncodedBatch, EncodeStats, encode_stream
 from ..tokenizer import Tokenizer
@@ -79,6 +79,10 @@ class Encoder:
     def explain(self) -> str:
         """The dispatch table as resolved for this model: op, implementation, dtype, and why not the rows above."""
         return explain_ops(self.bound_ops())
+
+    def failed_kernels(self) -> list[str]:
+        """Kernels that could not be compiled or started here, and how: other implementations serve in their place."""
+        return failed_kernels(self.bound_ops())
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:

@@ -111,7 +111,8 @@ class EmbedBatches(_Batches):
         token_budget: most tokens in a batch on the device; None is what fits the type of device.
         num_threads: threads on a CPU; None is what `OMP_NUM_THREADS` says, which Ray sets to the actor's `num_cpus`,
             and else torch's own number.
-        load_options: of `padless.load`: `device`, `dtype`, `backend`, `deterministic`, `cuda_graphs`.
+        load_options: of `padless.load`: `device`, `dtype`, `backend`, `deterministic`, `require_kernels`,
+            `cuda_graphs`.
 
     Raises:
         ModelNotFoundError, ConfigError, WeightsError, TokenizerError, BackendError: as `padless.load`.
@@ -209,7 +210,7 @@ class AnswerBatches(_Batches):
 
 def _check(load_options: Mapping[str, Any], token_budget: int | None) -> None:
     """Raise OptionError for what `padless.load` would not refuse in one line."""
-    known = ("device", "dtype", "backend", "deterministic", "cuda_graphs")
+    known = ("device", "dtype", "backend", "deterministic", "require_kernels", "cuda_graphs")
     if unknown := [name for name in load_options if name not in known]:
         raise OptionError(f"{unknown[0]}: no such option; of padless.load there are {', '.join(known)}")
     if token_budget is not None and token_budget < 1:

@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 
 from ..errors import InputError, NotFiniteError
+from ..failures import is_out_of_memory
 from ..loading import load
-from ..streaming.memory import is_out_of_memory
 from ..streaming.stream import EncodeStats
 from ..tasks.task import Task
 from ..tasks.text_classification import ClassificationOptions
@@ -100,6 +100,9 @@ class AnsweringTask:
 
     def explain(self) -> str:
         return self._task.explain()
+
+    def failed_kernels(self) -> list[str]:
+        return self._task.failed_kernels()
 
     def run(self, rows: Sequence[Row], stats: EncodeStats, on_batch: Callable[[int, int], None]) -> Answers:
         items: list[tuple[int, Any]] = []

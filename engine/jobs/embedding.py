@@ -15,8 +15,8 @@ from ..embedding.encoder import Encoder, EncodeStats
 from ..embedding.long_documents import LONG_TEXTS
 from ..embedding.quantisation import Quantiser
 from ..errors import InputError, MemoryLimitError, NotFiniteError, OptionError
+from ..failures import is_out_of_memory
 from ..loading import load
-from ..streaming.memory import is_out_of_memory
 from ..tasks.options import at_least, one_of
 from .inputs.long_texts import IsEnough
 from .inputs.rows import Row
@@ -122,6 +122,9 @@ class EmbeddingTask:
 
     def explain(self) -> str:
         return self._encoder.explain()
+
+    def failed_kernels(self) -> list[str]:
+        return self._encoder.failed_kernels()
 
     def run(self, rows: Sequence[Row], stats: EncodeStats, on_batch: Callable[[int, int], None]) -> Answers:
         texts = [row.text or "" for row in rows]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from ..loading import How
     from .task import JobTask
 
 __all__ = ["AnsweringJob", "EmbeddingJob", "TaskFactory"]
@@ -27,12 +28,14 @@ class EmbeddingJob:
         backend: "auto", or the implementation every op must use.
         options: of `EmbeddingOptions`, by name.
         deterministic: as of `padless.load`.
+        require_kernels: as of `padless.load`.
     """
 
     model: str
     backend: str = "auto"
     options: Mapping[str, Any] = field(default_factory=dict)
     deterministic: bool = False
+    require_kernels: bool = False
 
     def __call__(self, device: str, dtype: str) -> JobTask:
         """The loaded task.
@@ -44,8 +47,7 @@ class EmbeddingJob:
         from ..loading import load
         from .embedding import EmbeddingOptions, EmbeddingTask
 
-        how = {"device": device, "dtype": dtype, "backend": self.backend, "deterministic": self.deterministic}
-        encoder = load(self.model, task="embedding", **how)
+        encoder = load(self.model, task="embedding", **_how(self, device, dtype))
         try:
             return EmbeddingTask(encoder, EmbeddingOptions(**self.options))
         except TypeError as error:
@@ -62,6 +64,7 @@ class AnsweringJob:
         backend: "auto", or the implementation every op must use.
         options: of the task's calls.
         deterministic: as of `padless.load`.
+        require_kernels: as of `padless.load`.
     """
 
     model: str
@@ -69,6 +72,7 @@ class AnsweringJob:
     backend: str = "auto"
     options: Mapping[str, Any] = field(default_factory=dict)
     deterministic: bool = False
+    require_kernels: bool = False
 
     def __call__(self, device: str, dtype: str) -> JobTask:
         """The loaded task.
@@ -79,6 +83,16 @@ class AnsweringJob:
         from ..loading import load
         from .answering import AnsweringTask
 
-        how = {"device": device, "dtype": dtype, "backend": self.backend, "deterministic": self.deterministic}
-        loaded = load(self.model, task=self.task, **how)
+        loaded = load(self.model, task=self.task, **_how(self, device, dtype))
         return AnsweringTask(loaded, self.options)
+
+
+def _how(job: EmbeddingJob | AnsweringJob, device: str, dtype: str) -> How:
+    """What `padless.load` is told beside model and task."""
+    return {
+        "device": device,
+        "dtype": dtype,
+        "backend": job.backend,
+        "deterministic": job.deterministic,
+        "require_kernels": job.require_kernels,
+    }

@@ -63,6 +63,8 @@ class ShardRecord:
         errors_bytes: length of errors.jsonl once the shard's records are in it; what follows the last shard's is torn.
         bytes: size of the file.
         blake2b: BLAKE2b-256 of the file, hexadecimal.
+        failed_kernels: kernels that could not be compiled or started in the process that wrote it, and how; other
+            implementations served in their place.
     """
 
     name: str
@@ -79,6 +81,7 @@ class ShardRecord:
     errors_bytes: int
     bytes: int
     blake2b: str
+    failed_kernels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

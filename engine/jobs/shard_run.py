@@ -200,6 +200,7 @@ class ShardRun:
             errors_bytes=0,
             bytes=size,
             blake2b=digest,
+            failed_kernels=tuple(self._task.failed_kernels()),
         )
         self._hand_over(FinishedShard(shard.index, record, records))
         end = time.perf_counter()

@@ -53,6 +53,8 @@ class Summary:
         device: what the model computed on.
         versions: of padless, python, torch and pyarrow in this run.
         devices: of each process of this run; `stage_seconds` and `waited_for` are summed over them.
+        failed_kernels: kernels that could not be compiled or started, and how; other implementations served in their
+            place.
     """
 
     task: str
@@ -82,6 +84,7 @@ class Summary:
     device: str
     versions: dict[str, str]
     devices: list[str] = field(default_factory=list)
+    failed_kernels: list[str] = field(default_factory=list)
 
     def text(self) -> str:
         """The summary for people, a few lines."""
@@ -99,6 +102,8 @@ class Summary:
             lines.append(f"{self.retries:,} batches ran out of memory and were computed in halves")
         if self.fallbacks:
             lines.append(f"{self.fallbacks:,} rows were computed again in float32: their result was not finite")
+        for failure in self.failed_kernels:
+            lines.append(f"another implementation served in place of a kernel: {failure}")
         if self.errors or self.repaired:
             where = Path(self.output) / ERRORS
             lines.append(f"{self.errors:,} rows without a result, {self.repaired:,} repaired: see {where}")
@@ -164,6 +169,7 @@ def summarise(
         device=task.device,
         versions=versions,
         devices=list(devices),
+        failed_kernels=list(dict.fromkeys(failure for shard in shards for failure in shard.failed_kernels)),
     )
 
 

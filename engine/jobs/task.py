@@ -88,6 +88,10 @@ class JobTask(Protocol):
         """The implementations that serve, for people."""
         ...
 
+    def failed_kernels(self) -> list[str]:
+        """Kernels that could not be compiled or started so far, and how; others served in their place."""
+        ...
+
     def run(self, rows: Sequence[Row], stats: EncodeStats, on_batch: Callable[[int, int], None]) -> Answers:
         """Compute the results of rows that have a text.
 

@@ -21,8 +21,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from ..contract import Call
 from ..dispatch import Resolution, distrust, explain, resolve
 from ..errors import BackendError, OptionError
+from ..failures import cannot_start
 
-__all__ = ["BoundOp", "Source", "explain_ops", "joined", "share_storage"]
+__all__ = ["BoundOp", "Source", "explain_ops", "failed_kernels", "joined", "share_storage"]
 
 log = logging.getLogger("padless")
 
@@ -74,8 +75,9 @@ class BoundOp:
         self._take_weights(*weights)
         self._forward: Callable[..., Any] = _unbound
         self._gradient: Callable[..., Any] = _unbound
+        self._backend = "auto"
         self._failed: dict[str, str] = {}
-        self._may_fall = False
+        self._guarded = False
         self._traceable = True
         self._stamps: tuple[_Stamp | None, ...] = ()
         self._children: dict[str, nn.Module | None] = {}
@@ -84,6 +86,8 @@ class BoundOp:
         """Ops that compute the same together. Whoever owns them all calls them where this one is not `fused`."""
         self.refusal: str | None = None
         """Why no row serves, of an op with parts."""
+        self.kernel_required = False
+        """Whether a kernel that cannot be compiled or started is an error, and no reason to take the next row."""
 
     @property
     def plain(self) -> bool:
@@ -148,9 +152,9 @@ class BoundOp:
         Raises:
             BackendError: as `bind`.
         """
-        self._failed, self.refusal = {}, None
+        self._backend, self._failed, self.refusal = backend, {}, None
         try:
-            self._take(resolve(call, backend), may_fall=backend == "auto")
+            self._take(resolve(call, backend))
         except BackendError as error:
             if not self.parts:
                 raise
@@ -166,7 +170,7 @@ class BoundOp:
             self._leave_to_compiler()
         if (tracing and not self._traceable) or self.wants_gradient(*inputs, *options.values()):
             return self._gradient(*inputs, *map(_value, self._weights), **self.options, **options)
-        if self._may_fall and not tracing:
+        if self._guarded and not tracing:
             return self._forward_or_next(*inputs, **options)
         return self._forward(*inputs, *self._current_weights(), **self.options, **options)
 
@@ -178,10 +182,10 @@ class BoundOp:
         """Whether `new` can stand in the place of `old`: it computes the same, from weights of the same names."""
         return new is not None and type(new).forward is type(old).forward
 
-    def _take(self, resolution: Resolution, *, may_fall: bool) -> None:
+    def _take(self, resolution: Resolution) -> None:
         self.resolution = resolution
         self._forward, self._gradient = resolution.fn, resolution.gradient
-        self._may_fall = may_fall and resolution.impl.just_in_time
+        self._guarded = resolution.impl.just_in_time
         self._traceable = resolution.impl.traceable
         self._prepared = None
 
@@ -194,21 +198,27 @@ class BoundOp:
         """The chosen row; where its code cannot be compiled or started here, the next, from now on.
 
         A row whose tiling was measured elsewhere is first tried with its own default.
+
+        Raises:
+            BackendError: there is no next one: the row was asked for by name, or a kernel is required.
         """
         resolution = self.resolution
         try:
             return self._forward(*inputs, *self._current_weights(), **self.options, **options)
         except Exception as error:
-            if resolution is None or not _cannot_start(error) or _is_capturing():
+            if resolution is None or not cannot_start(error) or _is_capturing():
                 raise
+            name = resolution.impl.name
             failure = f"failed when it was called: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            if distrust(resolution, failure):
-                self._take(resolve(resolution.call, failed=self._failed), may_fall=True)
-                return self(*inputs, **options)
-            self._failed[resolution.impl.name] = failure
-            self._take(resolve(resolution.call, failed=self._failed), may_fall=True)
-            served_by = self.resolution.impl.name if self.resolution else "nothing"
-            _warn_once(f"{self.op}: {resolution.impl.name} {failure}; {served_by} serves from now on")
+            if not distrust(resolution, failure):
+                if self.kernel_required or self._backend == name:
+                    wanted = "kernels are required" if self.kernel_required else f"backend={name!r} was asked for"
+                    raise BackendError(f"{self.op}: {name} {failure}; {wanted}") from error
+                self._failed[name] = failure
+            self._take(resolve(resolution.call, self._backend, self._failed))
+            if name in self._failed:
+                served_by = self.resolution.impl.name if self.resolution else "nothing"
+                _warn_once(f"{self.op}: {name} {failure}; {served_by} serves from now on")
         return self(*inputs, **options)
 
     def _replace(self, name: str, old: nn.Module, new: nn.Module | None) -> None:
@@ -290,6 +300,11 @@ def explain_ops(ops: Iterable[BoundOp]) -> str:
     return "\n".join([explain(resolutions), *(["", *notes] if notes else [])])
 
 
+def failed_kernels(ops: Iterable[BoundOp]) -> list[str]:
+    """What could not be compiled or started since the ops were bound, and how, each once: others serve in its place."""
+    return list(dict.fromkeys(f"{op.op}: {name} {failure}" for op in ops for name, failure in op._failed.items()))
+
+
 def share_storage(parameters: tuple[Tensor, ...]) -> None:
     """Make the parameters consecutive views of one buffer, values kept, so that `joined` need not copy.
 
@@ -316,17 +331,6 @@ def joined(parts: tuple[Tensor | None, ...]) -> Tensor | None:
         rows = sum(len(part) for part in present)
         return present[0].as_strided((rows, *present[0].shape[1:]), present[0].stride())
     return torch.cat(present)
-
-
-def _cannot_start(error: Exception) -> bool:
-    """Whether a kernel could not be compiled or started, as far as its error tells; not what was wrong with the call.
-
-    Triton's own errors come from its compiler; missing compilers and drivers are import, system and bare runtime
-    errors. A fault of the GPU comes from whatever ran before, and no row could go on after it.
-    """
-    if isinstance(error, ImportError | OSError) or type(error).__module__.partition(".")[0] == "triton":
-        return True
-    return type(error) is RuntimeError and "CUDA error" not in str(error)
 
 
 def _is_capturing() -> bool:

@@ -11,25 +11,11 @@ import torch
 
 from ..batch import TokenizedTexts
 from ..errors import MemoryLimitError
+from ..failures import is_out_of_memory
 
-__all__ = ["SplitOnOutOfMemory", "is_out_of_memory"]
+__all__ = ["SplitOnOutOfMemory"]
 
 Results = TypeVar("Results")
-
-_MESSAGES = (
-    "DefaultCPUAllocator: can't allocate memory",
-    "DefaultCPUAllocator: not enough memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-)
-"""How allocators complain that raise no type of their own."""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory was short, on a GPU or on the host."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(message in str(error) for message in _MESSAGES)
-
 
 class SplitOnOutOfMemory(Generic[Results]):
     """Computes batches; one that runs out of memory is computed in halves. Safe to call from several threads.

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from ..batch import PackedBatch
 from ..errors import InputError
-from ..ops.bind import BoundOp, explain_ops
+from ..ops.bind import BoundOp, explain_ops, failed_kernels
 from ..streaming.prefetch import Workers, prefetch
 from ..streaming.stream import EncodeStats
 from ..tokenization.base import PreTrainedTokenizerFast
@@ -278,3 +278,7 @@ class Task(ABC, Generic[Item, Options]):
     def explain(self) -> str:
         """The dispatch table as resolved for this model: op, implementation, dtype, and why not the rows above."""
         return explain_ops(self.bound_ops())
+
+    def failed_kernels(self) -> list[str]:
+        """Kernels that could not be compiled or started here, and how: other implementations serve in their place."""
+        return failed_kernels(self.bound_ops())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -23,7 +24,7 @@ from padless.autotune.record import Entry, Provenance, Record, Tiling, encode
 from padless.autotune.store import Store
 from padless.engine.contract import Call, Requires
 from padless.engine.dispatch import TABLE
-from padless.engine.errors import InputError
+from padless.engine.errors import BackendError, InputError
 from padless.engine.models.blocks import (
     Block,
     FeedForward,
@@ -36,7 +37,7 @@ from padless.engine.models.blocks import (
 )  # fmt: skip
 from padless.engine.models.parameters import initialise
 from padless.engine.ops.attention import varlen_attention
-from padless.engine.ops.bind import BoundOp, explain_ops, joined, share_storage
+from padless.engine.ops.bind import BoundOp, explain_ops, failed_kernels, joined, share_storage
 
 CPU = torch.device("cpu")
 IN, OUT = 24, 40
@@ -593,10 +594,55 @@ def test_a_measured_tiling_that_cannot_be_started_gives_way_to_the_default_first
 def test_a_kernel_asked_for_by_name_that_cannot_be_started_raises() -> None:
     op = BoundOp("attention", facts={"head_dim": 16, "window": "full", "bias": "none"})
     op.bind(CPU, torch.float32, backend="triton", deterministic=False)
-    with pytest.raises(RuntimeError, match="driver"), torch.no_grad():
+    with pytest.raises(BackendError, match="^attention: triton failed .*driver.*; backend='triton' was asked for$"), torch.no_grad():
         op(*attention_call())
     assert op.resolution is not None
     assert op.resolution.impl.name == "triton"
+
+
+@pytest.mark.usefixtures("triton_without_its_requirements")
+def test_a_kernel_that_is_required_raises_at_every_call_instead_of_giving_way() -> None:
+    op = BoundOp("attention", facts={"head_dim": 16, "window": "full", "bias": "none"})
+    op.kernel_required = True
+    op.bind(CPU, torch.float32, backend="auto", deterministic=False)
+    for _ in range(2):
+        with pytest.raises(BackendError, match="^attention: triton failed .*driver.*; kernels are required$"), torch.no_grad():
+            op(*attention_call())
+    assert op.resolution is not None
+    assert op.resolution.impl.name == "triton"
+    assert failed_kernels([op]) == []
+
+
+SHORT_OF_MEMORY = (
+    MemoryError("out of memory"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:121] data. DefaultCPUAllocator: can't allocate memory: 9 bytes."),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+)
+
+
+@pytest.mark.parametrize("error", SHORT_OF_MEMORY, ids=lambda error: type(error).__name__)
+def test_memory_that_is_short_for_one_call_does_not_change_what_serves_the_next(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    """The batch is halved by whoever made it; the implementation, and so the bits, stay."""
+    pytest.importorskip("llvmlite", reason="needs package llvmlite, not installed")
+    if missing := import_module("padless.kernels.llvm.host").missing_features(torch.float32):
+        pytest.skip("; ".join(missing))
+    op = attention_op(16)
+    op.bind(CPU, torch.float32, backend="auto", deterministic=False)
+    assert op.resolution is not None
+    assert op.resolution.impl.name == "cpu_llvm"
+
+    def short(*_: Any, **__: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as patch, torch.no_grad():
+        patch.setattr(op, "_forward", short)
+        with pytest.raises(type(error), match="memory"):
+            op(*attention_call())
+    with torch.no_grad():
+        op(*attention_call())
+    assert (op.resolution.impl.name, failed_kernels([op])) == ("cpu_llvm", [])
 
 
 @pytest.mark.usefixtures("triton_without_its_requirements")
@@ -626,6 +672,9 @@ def no_memory_for_code(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("LLVM ERROR: Unable to allocate section memory!")
 
     monkeypatch.setattr(binding, "create_mcjit_compiler", refused)
+    # Whatever another test was told counts as told.
+    bind = import_module("padless.engine.ops.bind")
+    monkeypatch.setattr(bind, "_warn_once", functools.cache(bind._warn_once.__wrapped__))
 
 
 UNUSUAL = 208
@@ -674,6 +723,8 @@ def test_a_cpu_kernel_that_cannot_be_compiled_gives_way_to_the_next_row(
         len([line for line in caplog.messages if line.startswith(f"{name}: cpu_llvm failed when it was called")]) == 1
     )
     assert "cpu_llvm: failed when it was called: RuntimeError: LLVM ERROR" in explain_ops([op])
+    failure = "RuntimeError: LLVM ERROR: Unable to allocate section memory!"
+    assert failed_kernels([op, op]) == [f"{name}: cpu_llvm failed when it was called: {failure}"]
 
 
 @pytest.mark.usefixtures("no_memory_for_code")
@@ -681,7 +732,7 @@ def test_a_cpu_kernel_that_cannot_be_compiled_gives_way_to_the_next_row(
 def test_a_cpu_kernel_asked_for_by_name_that_cannot_be_compiled_raises(name: str) -> None:
     op, _, inputs, _ = of_each_row()[name]
     op.bind(CPU, torch.float32, backend="cpu_llvm", deterministic=False)
-    with pytest.raises(RuntimeError, match="section memory"), torch.no_grad():
+    with pytest.raises(BackendError, match="section memory.*; backend='cpu_llvm' was asked for$"), torch.no_grad():
         op(*inputs)
     assert op.resolution is not None
     assert op.resolution.impl.name == "cpu_llvm"

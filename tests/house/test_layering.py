@@ -19,6 +19,7 @@ FOLDERS = ("engine", "kernels", "autotune", "bench")
 LAYERS: dict[str, tuple[str, ...]] = {
     "errors": ("engine.errors",),
     "contract": ("engine.contract", "engine.relative_position"),
+    "failures": ("engine.failures",),
     "memo": ("engine.memo",),
     "hub": ("engine.hub",),
     "data": ("engine.batch", "engine.config", "engine.outputs"),
@@ -77,6 +78,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
 ARROWS: dict[str, tuple[str, ...]] = {
     "errors": (),
     "contract": (),
+    "failures": (),
     "memo": (),
     "hub": (),
     "data": ("memo", "hub"),
@@ -87,7 +89,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "vectors": ("cache",),
     "kernels": ("contract", "memo", "device", "configs"),
     "dispatch": ("contract",),
-    "bind": ("contract", "dispatch"),
+    "bind": ("contract", "dispatch", "failures"),
     "cpu": ("contract", "memo", "ops", "vectors"),
     "rows": ("contract", "memo"),
     "ops": ("contract", "memo"),
@@ -102,6 +104,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "bind",
         "ops",
         "dispatch",
+        "failures",
         "data",
         "weights",
         "hub",
@@ -112,7 +115,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "tasks": ("encoder", "models", "generate", "bind", "data", "weights", "folder"),
     "loading": ("tasks", "encoder", "models", "graphs", "dispatch", "data", "weights", "hub", "precision", "folder"),
     "warmup": ("encoder", "graphs", "data"),
-    "jobs": ("loading", "tasks", "encoder", "data", "public"),
+    "jobs": ("loading", "tasks", "encoder", "failures", "data", "public"),
     "integrations": (
         "jobs",
         "loading",
@@ -144,7 +147,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "onnxruntime": ("bench",),
 }
 
-LEAVES = ("errors", "contract", "memo", "data", "device", "cache", "configs")
+LEAVES = ("errors", "contract", "failures", "memo", "data", "device", "cache", "configs")
 
 
 def module_name(path: Path) -> str:
