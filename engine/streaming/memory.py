@@ -17,6 +17,7 @@ __all__ = ["SplitOnOutOfMemory"]
 
 Results = TypeVar("Results")
 
+
 class SplitOnOutOfMemory(Generic[Results]):
     """Computes batches; one that runs out of memory is computed in halves. Safe to call from several threads.
 

@@ -107,7 +107,7 @@ def test_shards_of_a_version_that_told_no_failures_are_read(folder: Path, texts:
 
 
 def test_a_required_kernel_that_cannot_be_compiled_stops_the_job(folder: Path, texts: Path, tmp_path: Path) -> None:
-    with pytest.raises(BackendError, match="cpu_llvm failed when it was called: .*; kernels are required$"):
+    with pytest.raises(BackendError, match=r"cpu_llvm failed when it was called: .*; kernels are required$"):
         run_job(task(folder, require_kernels=True), [texts], tmp_path / "out")
     assert not list((tmp_path / "out").glob("part-*"))
     # The folder is that of the same job: without the option it goes on.

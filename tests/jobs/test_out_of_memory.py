@@ -15,10 +15,10 @@ import torch
 
 import padless
 from padless.engine.embedding.encoder import EncodeStats
+from padless.engine.failures import is_out_of_memory
 from padless.engine.jobs.budget import LEAST, bounded, token_budget
 from padless.engine.jobs.embedding import EmbeddingTask
 from padless.engine.jobs.run import run_job
-from padless.engine.failures import is_out_of_memory
 
 WORDS = ("sun", "moon", "river", "stone", "bread", "night", "still", "stood")
 ERRORS: list[Callable[[], BaseException]] = [
