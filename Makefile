@@ -45,12 +45,12 @@ demo: $(RUN_STAMP)  ## embed 24,408 verses with real MiniLM weights, then search
 	@$(BIN)/python docs/examples/embed_corpus.py --query "$$QUERY"
 
 # Three groups: an interpreted kernel cannot be compiled in the same process, and TRITON_INTERPRET is read when triton is
-# imported; tests/conftest.py ends a group at once where the variable is not as that group needs it. The first two have a
-# process for each CPU, the third compiles in as many.
+# imported; tests/conftest.py ends a group at once where the variable is not as that group needs it. Each has a
+# process for each CPU; the third compiles in as many more.
 test: $(DEV_STAMP)  ## all tests, in three groups: host and models, interpreted kernels, compile gate
 	$(UNSET) $(BIN)/python tests/shards.py tests --ignore=tests/kernels --ignore=tests/gate --whole-files
 	TRITON_INTERPRET=1 $(BIN)/python tests/shards.py tests/kernels
-	$(UNSET) $(PYTEST) tests/gate
+	$(UNSET) $(BIN)/python tests/shards.py tests/gate --whole-files
 
 kernels: $(DEV_STAMP)  ## every kernel in the interpreter on its full grids, minutes; make test runs a share of each
 	TRITON_INTERPRET=1 $(BIN)/python tests/shards.py tests/kernels -m "not soak"
@@ -58,8 +58,8 @@ kernels: $(DEV_STAMP)  ## every kernel in the interpreter on its full grids, min
 mutants: $(DEV_STAMP)  ## are the kernels' tests able to fail: changes their source by text, one mutant at a time
 	TRITON_INTERPRET=1 $(BIN)/python tests/kernels/mutants.py $(MUTANTS)
 
-gate: $(DEV_STAMP)  ## compile every kernel for seven kinds of GPU without one: spills, shared memory, instructions, addresses
-	$(UNSET) $(PYTEST) tests/gate
+gate: $(DEV_STAMP)  ## compile every kernel for seven kinds of GPU without one, the covering set; make test compiles a share
+	$(UNSET) $(BIN)/python tests/shards.py tests/gate --whole-files -m "not soak and not grid"
 
 gate-golden: $(DEV_STAMP)  ## write tests/gate/resources.json anew, and print what changed
 	$(UNSET) $(BIN)/python tests/gate/gate_golden.py

@@ -7,13 +7,17 @@ that and `--claims`, a folder in which processes claim what they run, are option
 
 from __future__ import annotations
 
+import compileall
 import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import IO
 
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("engine", "kernels", "autotune", "bench")
 NO_TESTS = 5
 """Exit status of pytest where nothing was selected: a share may be empty, all of them must not be."""
 
@@ -27,6 +31,9 @@ def main(arguments: Sequence[str]) -> int:
     count = len(os.sched_getaffinity(0))
     # Threads of one process that wait for each other by spinning would take the CPU from the other process.
     environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+    # Where Python is told to keep no bytecode, every process that a test starts would compile the package again.
+    for package in PACKAGES:
+        compileall.compile_dir(ROOT / package, quiet=2)
     running: list[tuple[subprocess.Popen[bytes], IO[bytes]]] = []
     with tempfile.TemporaryDirectory() as claims:
         for _ in range(count):

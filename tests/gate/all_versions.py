@@ -92,7 +92,8 @@ def _run(version: str, folder: Path, table: Path, arguments: Sequence[str]) -> i
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
         subprocess.run([*pip, "--target", str(folder), f"triton=={version}"], check=True)
         paths = os.pathsep.join(filter(None, (str(folder), paths)))
-    options = ["--triton", version, "--resources", str(table), "-p", "no:cacheprovider", *arguments]
+    options = ["--triton", version, "--resources", str(table), "-p", "no:cacheprovider"]
+    options += ["-m", "not soak and not grid", *arguments]
     environment = {**os.environ, "PYTHONPATH": paths}
     command = [sys.executable, "-m", "pytest", str(Path(__file__).parent), *options]
     return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode

@@ -1,8 +1,9 @@
-"""Which compilations the gate makes: kernel x dtype x configuration x GPU, a covering set for every test run, and all.
+"""Which compilations the gate makes: kernel x dtype x configuration x GPU, a covering set, a share of it, and all.
 
 The covering set has, for every kernel, each value of each dimension below together with each value of every other
 dimension at least once (a pairwise covering design), and every GPU with the case that is used most. The complete set
-is the product of dtype, shape, kind and GPU, and on top of it what tuning tries.
+is the product of dtype, shape, kind and GPU, and on top of it what tuning tries. The share has each value once, and every
+GPU with the case that is used most.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from padless.kernels import (
 )
 from padless.kernels.launch import Config
 
-__all__ = ["SPACES", "Case", "Space", "complete", "covering", "launches"]
+__all__ = ["SPACES", "Case", "Space", "complete", "covering", "launches", "share"]
 
 DTYPES = tuple(gate_calls.DTYPES)
 HEAD_DIMS = (64, 16, 24, 32, 40, 48, 60, 80, 96, 128, 256)
@@ -257,7 +258,7 @@ SPACES: dict[str, Space] = {
 
 
 def covering() -> list[Case]:
-    """What every test run compiles."""
+    """What a change of a kernel is held against: the cases of the table."""
     cases: dict[Case, None] = {}
     for name, space in SPACES.items():
         usual = [{**space.usual, "target": target, "aligned": True} for target in space.targets]
@@ -267,6 +268,17 @@ def covering() -> list[Case]:
         for config, targets in space.extra:
             cases.update({Case(name, tuple(space.usual.items()), target, config=config): None for target in targets})
     return list(cases)
+
+
+def share() -> list[Case]:
+    """What every test run compiles: of the covering set, what has each value once, and all configurations asked for."""
+    cases, seen = [], set()
+    for case in covering():
+        values = {(case.space, *item) for item in (*case.facts, ("target", case.target), ("aligned", case.aligned))}
+        if values - seen or case.config is not None:
+            cases.append(case)
+            seen |= values
+    return cases
 
 
 def complete() -> list[Case]:

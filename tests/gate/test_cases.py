@@ -1,4 +1,4 @@
-"""The covering set covers what it says: every kernel, every pair of values, every configuration that is shipped."""
+"""The covering set and its share cover what they say: every kernel, every pair of values, every configuration that is shipped."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gate_cases import SPACES, Case, complete, covering, launches
+from gate_cases import SPACES, Case, complete, covering, launches, share
 from gate_compile import TARGETS
 from triton.runtime.jit import JITFunction
 
@@ -28,6 +28,19 @@ def test_each_pair_of_values_is_compiled(name: str) -> None:
     ]
     for (a, of_a), (b, of_b) in itertools.combinations(SPACES[name].dimensions.items(), 2):
         assert {(row[a], row[b]) for row in made} == set(itertools.product(of_a, of_b)), (a, b)
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_the_share_has_each_value_and_each_gpu_with_the_usual_case(name: str) -> None:
+    space, made = SPACES[name], [case for case in share() if case.space == name]
+    assert set(made) <= set(covering())
+    for fact, values in {**space.shapes, **space.variants}.items():
+        assert {dict(case.facts)[fact] for case in made} == set(values), fact
+    assert {case.aligned for case in made} == {True, False}
+    assert {Case(name, tuple(space.usual.items()), target) for target in space.targets} <= set(made)
+    assert {(case.config, case.target) for case in made if case.config} == {
+        (config, target) for config, targets in space.extra for target in targets
+    }
 
 
 @pytest.mark.parametrize("name", SPACES)

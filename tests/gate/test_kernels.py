@@ -1,19 +1,25 @@
 """Every kernel of the covering set keeps the rules, and takes what the table says: registers, memory, instructions.
 
-`make gate` compiles the covering set, `make gate-all` the complete set as well, and both with other versions of Triton.
+`make test` compiles a share of the covering set, `make gate` all of it, `make gate-all` the complete set as well if asked,
+with other versions of Triton too.
 """
 
 from __future__ import annotations
 
 import pytest
 import triton
-from gate_cases import Case, complete, covering, launches
+from gate_cases import Case, complete, covering, launches, share
 from gate_compile import TARGETS
 from gate_golden import PINNED, TABLE, Key, Row, differences, key_of, read, rows, written
 from gate_pool import Outcome
 from gate_rules import problems
 
 COVERING = covering()
+SHARE = set(share())
+in_covering_set = pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, id=str(case), marks=() if case in SHARE else pytest.mark.covering) for case in COVERING],
+)
 REMAINING = [case for case in complete() if case not in set(COVERING)]
 
 
@@ -35,7 +41,7 @@ def check(case: Case, outcomes: dict[Case, Outcome]) -> None:
     assert not any(found.values()), "\n".join(f"{kernel}: {line}" for kernel in found for line in found[kernel])
 
 
-@pytest.mark.parametrize("case", COVERING, ids=str)
+@in_covering_set
 def test_a_kernel_keeps_the_rules(case: Case, outcomes: dict[Case, Outcome]) -> None:
     check(case, outcomes)
 
@@ -47,7 +53,7 @@ def test_a_kernel_of_the_complete_set_keeps_the_rules(case: Case, outcomes: dict
 
 
 @pytest.mark.skipif(triton.__version__ != PINNED, reason=f"the table is kept for triton {PINNED}")
-@pytest.mark.parametrize("case", COVERING, ids=str)
+@in_covering_set
 def test_a_kernel_takes_what_the_table_says(case: Case, outcomes: dict[Case, Outcome], table: dict[Key, Row]) -> None:
     expected = {key: row for key, row in table.items() if key[1:] == (case.space, case.label, case.target)}
     changed = differences(rows({case: outcomes[case]}), expected)
