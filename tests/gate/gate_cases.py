@@ -2,8 +2,8 @@
 
 The covering set has, for every kernel, each value of each dimension below together with each value of every other
 dimension at least once (a pairwise covering design), and every GPU with the case that is used most. The complete set
-is the product of dtype, shape, kind and GPU, and on top of it what tuning tries. The share has each value once, and every
-GPU with the case that is used most.
+is the product of dtype, shape, kind and GPU, and on top of it what tuning tries. The share has each value once, and
+every GPU with the case that is used most.
 """
 
 from __future__ import annotations

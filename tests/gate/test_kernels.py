@@ -1,7 +1,7 @@
 """Every kernel of the covering set keeps the rules, and takes what the table says: registers, memory, instructions.
 
-`make test` compiles a share of the covering set, `make gate` all of it, `make gate-all` the complete set as well if asked,
-with other versions of Triton too.
+`make test` compiles a share of the covering set, `make gate` all of it, `make gate-all` the complete set as well if
+asked, with other versions of Triton too.
 """
 
 from __future__ import annotations
