@@ -117,13 +117,14 @@ class BertTokenizer(PreTrainedTokenizerFast):
             source, settings["vocab"] = files.vocabulary, read_vocabulary(files.vocabulary)
         else:
             raise TokenizerError(f"{files.folder}: {cls.__name__}: expected tokenizer.json or vocab.txt, found neither")
+        # One token at a time: the whole vocabulary as a dictionary takes longer than the rest of this.
         words = settings.get("vocab")
-        known = words.keys() if words is not None else settings["tokenizer_object"].get_vocab().keys()
+        id_of = words.get if words is not None else settings["tokenizer_object"].token_to_id
         beyond = {token.content for token in added.values()}
         for name, usual in zip(PARTS_OF_TEXTS, ("[UNK]", "[CLS]", "[SEP]"), strict=True):
             settings[name] = settings.get(name) or usual
             token = text_of(settings[name])
-            if token not in known and token not in beyond:
+            if id_of(token) is None and token not in beyond:
                 raise TokenizerError(f"{source}: {name}: expected a line {token!r}, found none")
         try:
             tokenizer = cls(added_tokens_decoder=added, **settings)

@@ -94,17 +94,29 @@ class JobHost:
             output: folder.
             request: see job_host.py.
         """
-        complaint = output.with_name(f"{output.name}.complaint")
-        names = {"inputs": list(map(str, inputs)), "output": str(output), "complaint": str(complaint)}
+        self.begin(inputs, output, **request)
+        return self.ended(output)
+
+    def begin(self, inputs: list[Path], output: Path, **request: Any) -> int:
+        """Start a job, as `run` does; returns the id of its process."""
+        names = {"inputs": list(map(str, inputs)), "output": str(output), "complaint": str(_complaint(output))}
         self._requests.write(json.dumps({**names, **request}) + "\n")
         self._requests.flush()
-        return int(self._answers.readline()), complaint.read_text()
+        return int(self._answers.readline())
+
+    def ended(self, output: Path) -> tuple[int, str]:
+        """Wait for the job that was begun; returns what `run` does."""
+        return int(self._answers.readline()), _complaint(output).read_text()
 
     def close(self) -> None:
         """End the process."""
         self._requests.close()
         self._process.wait()
         self._answers.close()
+
+
+def _complaint(output: Path) -> Path:
+    return output.with_name(f"{output.name}.complaint")
 
 
 @pytest.fixture(scope="session")

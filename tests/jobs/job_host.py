@@ -5,30 +5,42 @@
 Reads a request a line on stdin, JSON: `inputs`, `output`, `complaint` (a file for the error's line), and, if wanted,
 `rows_per_shard`, `threads`, `file_limit` (RLIMIT_FSIZE, bytes), `disk` (bytes of a file system of its own under
 `output`), `rescue` (where to copy that to before it vanishes), `kill_at` (end by SIGKILL before the so-manieth time a
-name in `output` is touched), `kill_after` (seconds) and `signal`, `no_privileges` (give up those of root). Answers
-with the fork's exit status, negative for a signal.
+name in `output` is touched), `kill_after` (seconds) and `signal`, `no_privileges` (give up those of root), `devices`
+(so many CPU workers, the job in a session of its own, the class of an error before its line), `kill_worker_at` (end one
+of them by SIGKILL once so many shards are committed). Answers with the fork's process id, and at its end with its exit
+status, negative for a signal.
 """
 
 from __future__ import annotations
 
 import ctypes
 import json
+import multiprocessing
+import multiprocessing.util
 import os
+import random
 import resource
 import shutil
 import signal
 import sys
 import time
 import traceback
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 
 import padless
 import padless.engine.jobs.shard_run
+from padless.engine.jobs.devices import find_devices
 from padless.engine.jobs.embedding import EmbeddingTask
-from padless.engine.jobs.run import run_job
+from padless.engine.jobs.factories import EmbeddingJob
+from padless.engine.jobs.manifest import ShardRecord
+from padless.engine.jobs.report import Report
+from padless.engine.jobs.run import run_job, run_job_on
 from padless.engine.jobs.stop import Terminated, clean_stop
 
 TOUCHING = {"open", "os.rename", "os.remove", "os.mkdir", "os.truncate", "os.listdir", "os.scandir"}
@@ -39,23 +51,27 @@ NO_NAMESPACES = 77
 def main(model: str) -> None:
     """Serve until stdin ends."""
     torch.set_num_threads(1)  # threads would not live on in a fork
+    pa.array(
+        [0]
+    )  # imports pandas, where there is one, which each fork would otherwise do: most of what a small job costs
     task = EmbeddingTask(padless.load(model, device="cpu", dtype="float32"))
     print("ready", flush=True)
     for line in sys.stdin:
         request = json.loads(line)
         pid = os.fork()
         if pid == 0:
-            _fork(task, request)
+            _fork(task, model, request)
+        print(pid, flush=True)
         if "kill_after" in request:
             time.sleep(request["kill_after"])
             os.kill(pid, request["signal"])  # a zombie at the least: nobody has waited for it yet
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 
 
-def _fork(task: EmbeddingTask, request: dict[str, Any]) -> None:
+def _fork(task: EmbeddingTask, model: str, request: dict[str, Any]) -> None:
     code = 1
     try:
-        code = _run(task, request)
+        code = _run(task, model, request)
     except Exception:
         traceback.print_exc()
     except KeyboardInterrupt as error:
@@ -64,7 +80,7 @@ def _fork(task: EmbeddingTask, request: dict[str, Any]) -> None:
         os._exit(code)
 
 
-def _run(task: EmbeddingTask, request: dict[str, Any]) -> int:
+def _run(task: EmbeddingTask, model: str, request: dict[str, Any]) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     output = Path(request["output"])
     # Opened before any of the limits below.
@@ -80,15 +96,69 @@ def _run(task: EmbeddingTask, request: dict[str, Any]) -> int:
         _kill_at(kill_at, str(output))
     try:
         with clean_stop():
-            run_job(task, request["inputs"], output, rows_per_shard=request.get("rows_per_shard", 1000))
+            _job(task, model, request)
     except padless.PadlessError as error:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-        os.write(complaint, f"{error}\n".encode())
+        name = f"{type(error).__name__}: " if "devices" in request else ""
+        os.write(complaint, f"{name}{error}\n".encode())
         return 2
     finally:
         if size:
             shutil.copytree(output, request["rescue"])
     return 0
+
+
+def _job(task: EmbeddingTask, model: str, request: dict[str, Any]) -> None:
+    inputs, output, rows = request["inputs"], request["output"], request.get("rows_per_shard", 1000)
+    if "devices" not in request:
+        run_job(task, inputs, output, rows_per_shard=rows)
+        return
+    os.setsid()
+    multiprocessing.util.spawnv_passfds = _fork_instead
+    devices, report = find_devices(f"cpu:{request['devices']}"), _KillsWorker(request.get("kill_worker_at"))
+    try:
+        run_job_on(EmbeddingJob(model), devices, "float32", inputs, output, rows_per_shard=rows, report=report)
+    finally:
+        assert not multiprocessing.active_children()
+
+
+class _KillsWorker(Report):
+    def __init__(self, at_shard: int | None) -> None:
+        self._at_shard, self._shards = at_shard, 0
+
+    def shard_done_on(self, shard: ShardRecord, device: str | None) -> None:
+        self._shards += 1
+        if self._shards == self._at_shard:
+            victim = random.Random(1).choice(multiprocessing.active_children())
+            assert victim.pid is not None
+            os.kill(victim.pid, signal.SIGKILL)
+
+
+def _fork_instead(_: bytes, arguments: Sequence[str], descriptors: Sequence[int]) -> int:
+    """Start what multiprocessing has a new interpreter do, `-c` and a line, in a fork: torch is there already.
+
+    All else is as in a new interpreter: it is told by its pipe only, and holds no other file of its parent.
+    """
+    pid = os.fork()
+    if pid:
+        return pid
+    code: Any = 1
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for name in os.listdir("/proc/self/fd"):
+            if int(name) > 2 and int(name) not in descriptors:
+                with suppress(OSError):  # that of the listing
+                    os.close(int(name))
+        place = list(arguments).index("-c")
+        sys.argv = ["-c", *arguments[place + 2 :]]
+        exec(arguments[place + 1], {})
+    except SystemExit as error:
+        code = error.code
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code or 0)
 
 
 def _mount(folder: Path, size: int) -> None:

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -38,7 +39,7 @@ ROWS_PER_SHARD = 211
 NEVER_THE_SAME = ("summary.json", ".lock")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Any:
     """What each worker has, and the process compared with them."""
     before = torch.get_num_threads()
@@ -75,15 +76,26 @@ def run_several(model: Path, workers: int, inputs: list[Path], out: Path, **opti
     )
 
 
-class Heard(Report):
-    """Keeps what it is told; may do something at a shard."""
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Long enough that no job is through with it before it is stopped."""
+    return write_lines(tmp_path_factory.mktemp("text") / "in.txt", 12_000)
 
-    def __init__(self, at_shard: int = -1, do: Any = None) -> None:
+
+@pytest.fixture(scope="module")
+def alone(tiny: padless.Encoder, text: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What one process that is not stopped makes of it."""
+    return run_one(tiny, [text], tmp_path_factory.mktemp("alone") / "out")
+
+
+class Heard(Report):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
         self.facts: dict[str, Any] = {}
         self.names: list[str] = []
         self.devices: list[str | None] = []
         self.rows = 0
-        self._at_shard, self._do = at_shard, do
 
     def begin(self, facts: dict[str, Any]) -> None:
         self.facts = facts
@@ -97,8 +109,6 @@ class Heard(Report):
     def shard_done_on(self, shard: ShardRecord, device: str | None) -> None:
         self.names.append(shard.name)
         self.devices.append(device)
-        if len(self.names) == self._at_shard:
-            self._do()
 
 
 def uncommitted(out: Path) -> list[int]:
@@ -108,7 +118,7 @@ def uncommitted(out: Path) -> list[int]:
     return sorted(index for index in found if index is not None and index >= done)
 
 
-def test_three_workers_write_the_bytes_of_one_process(tiny: padless.Encoder, tiny_folder: Path, tmp_path: Path) -> None:
+def test_two_workers_write_the_bytes_of_one_process(tiny: padless.Encoder, tiny_folder: Path, tmp_path: Path) -> None:
     """Parquet, whose gaps are skipped, and lines, which are read on; ids and a carried column; errors in order."""
     rows = 2 * ROWS_PER_SHARD + 5
     texts = [None if number % 50 == 7 else "moon " * (number % 13 + 1) for number in range(rows)]
@@ -121,62 +131,53 @@ def test_three_workers_write_the_bytes_of_one_process(tiny: padless.Encoder, tin
     expected = run_one(tiny, inputs, tmp_path / "one", columns=columns)
     assert len(expected["errors.jsonl"].splitlines()) > 40
     heard = Heard()
-    summary = run_several(tiny_folder, 3, inputs, tmp_path / "three", columns=columns, report=heard)
-    assert contents(tmp_path / "three") == expected
-    assert not (tmp_path / "three" / ".lock").exists()
+    summary = run_several(tiny_folder, 2, inputs, tmp_path / "two", columns=columns, report=heard)
+    assert contents(tmp_path / "two") == expected
+    assert not (tmp_path / "two" / ".lock").exists()
     assert heard.names == sorted(name for name in expected if name.startswith("part-"))
     assert set(heard.devices) == {"cpu"}
     assert heard.rows == summary.rows == rows + 1500
-    assert summary.devices == heard.facts["devices"] == ["cpu"] * 3
+    assert summary.devices == heard.facts["devices"] == ["cpu"] * 2
     assert summary.threads == 1
     assert set(summary.stage_seconds) == {"read", "tokenise", "compute", "write", "wait"}
     assert not multiprocessing.active_children()
 
 
 def test_no_rows_at_all_still_give_a_shard_with_the_columns(
-    tiny: padless.Encoder, tiny_folder: Path, tmp_path: Path
+    tiny: padless.Encoder, job_host: Any, tmp_path: Path
 ) -> None:
     (tmp_path / "in.txt").write_bytes(b"")
     expected = run_one(tiny, [tmp_path / "in.txt"], tmp_path / "one")
     assert "part-00000.parquet" in expected
-    run_several(tiny_folder, 2, [tmp_path / "in.txt"], tmp_path / "two")
-    assert contents(tmp_path / "two") == expected
+    job = {"rows_per_shard": ROWS_PER_SHARD, "devices": 3}
+    assert job_host.run([tmp_path / "in.txt"], tmp_path / "three", **job) == (0, "")
+    assert contents(tmp_path / "three") == expected
 
 
 def test_a_killed_worker_is_one_line_and_the_job_goes_on(
-    tiny: padless.Encoder, tiny_folder: Path, tmp_path: Path
+    tiny: padless.Encoder, job_host: Any, text: Path, alone: dict[str, bytes], tmp_path: Path
 ) -> None:
-    text, out = write_lines(tmp_path / "in.txt", 6000), tmp_path / "out"
-    expected = run_one(tiny, [text], tmp_path / "one")
-
-    def kill_one() -> None:
-        victim = random.Random(1).choice(multiprocessing.active_children())
-        assert victim.pid is not None
-        os.kill(victim.pid, signal.SIGKILL)
-
-    with pytest.raises(JobError, match=r"^cpu: its process \d+ was ended by SIGKILL, exit code -9") as raised:
-        run_several(tiny_folder, 2, [text], out, report=Heard(4, kill_one))
-    assert "\n" not in str(raised.value)
-    assert not multiprocessing.active_children()
+    out = tmp_path / "out"
+    status, complaint = job_host.run([text], out, rows_per_shard=ROWS_PER_SHARD, devices=3, kill_worker_at=4)
+    assert status == 2
+    assert re.match(r"JobError: cpu: its process \d+ was ended by SIGKILL, exit code -9", complaint)
+    assert complaint.count("\n") == 1
     assert not list(out.glob("*.tmp"))
     assert not (out / ".lock").exists()
-    done = len(read_shards(out))
-    assert 4 <= done < len(read_shards(tmp_path / "one"))
+    assert 4 <= len(read_shards(out)) < len([name for name in alone if name.startswith("part-")])
     assert not uncommitted(out)
-    assert run_one(tiny, [text], out) == expected
+    assert run_one(tiny, [text], out) == alone
 
 
-def test_an_error_of_a_worker_is_that_of_one_process(tiny: padless.Encoder, tiny_folder: Path, tmp_path: Path) -> None:
+def test_an_error_of_a_worker_is_that_of_one_process(tiny: padless.Encoder, job_host: Any, tmp_path: Path) -> None:
     """A compressed file that is cut off: found by whoever comes so far."""
     whole = gzip.compress(write_lines(tmp_path / "in.txt", 5000).read_bytes())
     torn = tmp_path / "torn.txt.gz"
     torn.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError) as alone:
+    with pytest.raises(InputError) as among_one:
         run_one(tiny, [torn], tmp_path / "one")
-    with pytest.raises(InputError) as among_several:
-        run_several(tiny_folder, 2, [torn], tmp_path / "two")
-    assert str(among_several.value) == str(alone.value)
-    assert not multiprocessing.active_children()
+    among_several = job_host.run([torn], tmp_path / "two", rows_per_shard=ROWS_PER_SHARD, devices=2)
+    assert among_several == (2, f"InputError: {among_one.value}\n")
     assert not list((tmp_path / "two").glob("*.tmp"))
     torn.write_bytes(whole)
     with pytest.raises(JobError, match="holds another job"):  # the file is another one now
@@ -200,9 +201,20 @@ def start(text: Path, out: Path, model: Path) -> subprocess.Popen[str]:
     return process
 
 
-def wait_for_shards(process: subprocess.Popen[str], out: Path, count: int) -> None:
-    while process.poll() is None and not ((out / "shards.jsonl").exists() and len(read_shards(out)) >= count):
+def wait_for_shards(leader: int, out: Path, count: int) -> None:
+    """Until so many are committed; the process that began the session still runs then."""
+    while not ((out / "shards.jsonl").exists() and len(read_shards(out)) >= count):
+        assert is_running(leader)
         time.sleep(0.002)
+    assert len(session_members(leader)) >= 3
+
+
+def is_running(process: int) -> bool:
+    """Zombies do not run."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def session_members(leader: int) -> list[int]:
@@ -226,36 +238,44 @@ def assert_all_end(leader: int) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc to see which processes are left")
-@pytest.mark.parametrize(
-    "number",
-    [signal.SIGKILL, signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.soak)],
-    ids=["KILL", "INT", "TERM"],
-)
-def test_a_stop_leaves_no_process_and_costs_a_shard_a_worker(
-    tiny: padless.Encoder, tiny_folder: Path, tmp_path: Path, number: int
+def test_a_kill_leaves_no_process_and_costs_a_shard_a_worker(
+    tiny: padless.Encoder, job_host: Any, text: Path, alone: dict[str, bytes], tmp_path: Path
 ) -> None:
-    """Ctrl-C goes to all processes of a terminal; a kill, and here SIGTERM, to the parent alone."""
-    text, out = write_lines(tmp_path / "in.txt", 12_000), tmp_path / "out"
+    """Of the parent alone; test_devices_killed.py kills the command line, and workers too."""
+    out = tmp_path / "out"
+    process = job_host.begin([text], out, rows_per_shard=ROWS_PER_SHARD, devices=2)
+    wait_for_shards(process, out, 5)
+    os.kill(process, signal.SIGKILL)
+    assert job_host.ended(out) == (-signal.SIGKILL, "")
+    assert_all_end(process)
+    done = len(read_shards(out))
+    assert set(uncommitted(out)) <= {done, done + 1}
+    # By one process, to the bytes that one process alone writes.
+    assert run_one(tiny, [text], out) == alone
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc to see which processes are left")
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.soak)], ids=["INT", "TERM"]
+)
+def test_a_stop_leaves_no_process_and_no_begun_shard(
+    tiny: padless.Encoder, tiny_folder: Path, text: Path, alone: dict[str, bytes], tmp_path: Path, number: int
+) -> None:
+    """Of the command line. Ctrl-C goes to all processes of a terminal; here SIGTERM to the parent alone."""
+    out = tmp_path / "out"
     with start(text, out, tiny_folder) as process:
-        wait_for_shards(process, out, random.Random(number).randint(1, 10))
-        assert process.poll() is None, process.communicate()
-        assert len(session_members(process.pid)) >= 3
+        wait_for_shards(process.pid, out, random.Random(number).randint(1, 10))
         (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
         output, complaint = process.communicate()
         assert_all_end(process.pid)
     done = len(read_shards(out))
-    if number == signal.SIGKILL:
-        assert process.returncode == -signal.SIGKILL
-        assert set(uncommitted(out)) <= {done, done + 1}
-    else:
-        assert not uncommitted(out)
-        word, code = ("interrupted", 130) if number == signal.SIGINT else ("terminated", 143)
-        line = f"{word}: {done:,} shard(s) are done, the same command goes on from there (without --overwrite)"
-        assert (process.returncode, output, complaint) == (code, "", f"padless: {line}\n")
-        assert not list(out.glob("*.tmp"))
-        assert not (out / ".lock").exists()
-    # By one process, to the bytes that one process alone writes.
-    assert run_one(tiny, [text], out) == run_one(tiny, [text], tmp_path / "one")
+    assert not uncommitted(out)
+    word, code = ("interrupted", 130) if number == signal.SIGINT else ("terminated", 143)
+    line = f"{word}: {done:,} shard(s) are done, the same command goes on from there (without --overwrite)"
+    assert (process.returncode, output, complaint) == (code, "", f"padless: {line}\n")
+    assert not list(out.glob("*.tmp"))
+    assert not (out / ".lock").exists()
+    assert run_one(tiny, [text], out) == alone
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ neighbours are answered as in a job without them, and nothing that is not finite
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import sys
@@ -198,6 +199,7 @@ def table_of(weights: Any) -> torch.Tensor:
     return next(table for name, table in weights.items() if name.endswith(("word_embeddings.weight", "shared.weight")))
 
 
+@functools.cache
 def spoilt_token(folder: Path) -> int:
     """The token that rows of `BAD` hold and no others."""
     tokenizer = padless.AutoTokenizer.from_pretrained(folder)
@@ -215,7 +217,7 @@ def with_large_numbers(sound: Path, folder: Path, size: float) -> Path:
     weights = load_file(folder / "model.safetensors")
     table = table_of(weights)
     signs = torch.tensor([1.0, -1.0]).repeat(table.shape[1] // 2)
-    table[spoilt_token(folder)] = size * signs
+    table[spoilt_token(sound)] = size * signs
     for name, weight in weights.items():
         if size < 1e6 and name.endswith("position_embeddings.weight"):
             weight += size / 60 * signs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 import signal
 import time
@@ -61,14 +62,16 @@ def assert_every_row_once(folder: Path, rows: int) -> None:
 
 
 def kill_until_done(
-    host: Any, text: Path, out: Path, longest_life: float, moments: random.Random, **job: Any
+    host: Any, text: Path, out: Path, most_kills: int, longest_life: float, moments: random.Random, **job: Any
 ) -> tuple[int, int]:
-    """Run the job, killing it at random moments, until it ends by itself; returns kills and shards done again."""
+    """Run the job, killing it at random moments but no more often than that, until it ends by itself; returns kills and
+    shards done again.
+    """
     kills = begun_again = 0
     while True:
         before = assert_nothing_torn(out, job["rows_per_shard"]) if out.exists() else 0
-        moment = moments.uniform(0, longest_life)
-        status, complaint = host.run([text], out, kill_after=moment, signal=signal.SIGKILL, **job)
+        kill = {"kill_after": moments.uniform(0, longest_life), "signal": signal.SIGKILL} if kills < most_kills else {}
+        status, complaint = host.run([text], out, **kill, **job)
         assert status in (0, -signal.SIGKILL), complaint
         if status == 0:
             return kills, begun_again
@@ -83,12 +86,14 @@ def kill_until_done(
 
 
 @pytest.mark.parametrize(
-    ("kills_wanted", "threads"), [(20, 1), pytest.param(200, 2, marks=pytest.mark.soak)], ids=["20", "200"]
+    ("kills_wanted", "rows", "threads"),
+    [(20, 12_000, 1), pytest.param(200, 24_000, 2, marks=pytest.mark.soak)],
+    ids=["20", "200"],
 )
 def test_sigkill_at_random_moments_costs_nothing_but_time(
-    job_host: Any, tmp_path: Path, kills_wanted: int, threads: int
+    job_host: Any, tmp_path: Path, kills_wanted: int, rows: int, threads: int
 ) -> None:
-    rows, job = 24_000, {"rows_per_shard": 1000, "threads": threads}
+    job = {"rows_per_shard": 1000, "threads": threads}
     text = write_lines(tmp_path / "in.txt", rows)
     begin = time.perf_counter()
     assert job_host.run([text], tmp_path / "unbroken", **job)[0] == 0
@@ -99,7 +104,7 @@ def test_sigkill_at_random_moments_costs_nothing_but_time(
     kills = again = jobs = 0
     while kills < kills_wanted:
         out = tmp_path / f"broken-{jobs}"
-        found = kill_until_done(job_host, text, out, unbroken / 6, moments, **job)
+        found = kill_until_done(job_host, text, out, kills_wanted - kills, unbroken / 6, moments, **job)
         kills, again, jobs = kills + found[0], again + found[1], jobs + 1
         assert contents(out) == expected
         assert not (out / ".lock").exists()
@@ -107,16 +112,17 @@ def test_sigkill_at_random_moments_costs_nothing_but_time(
     assert again <= kills
 
 
-def test_sigkill_before_every_touch_of_the_folder(job_host: Any, tmp_path: Path) -> None:
-    """Not at random: before each time that a name in the folder is opened, renamed or removed, one after the other."""
+@pytest.mark.parametrize("step", [2, pytest.param(1, marks=pytest.mark.soak)])
+def test_sigkill_before_every_touch_of_the_folder(job_host: Any, tmp_path: Path, step: int) -> None:
+    """Not at random: before each time that a name in the folder is opened, renamed or removed, or each second time."""
     text, job = write_lines(tmp_path / "in.txt", 11, bad_every=5), {"rows_per_shard": 6}
     assert job_host.run([text], tmp_path / "unbroken", **job)[0] == 0
     expected = contents(tmp_path / "unbroken")
     assert sorted(expected) == ["errors.jsonl", "manifest.json", *map(part_name, range(2)), "shards.jsonl"]
-    kills = 0
+    kills, touch = 0, 1
     while True:
-        out = tmp_path / f"broken-{kills}"
-        status, complaint = job_host.run([text], out, kill_at=kills + 1, **job)
+        out = tmp_path / f"broken-{touch}"
+        status, complaint = job_host.run([text], out, kill_at=touch, **job)
         if status == 0:
             break
         assert status == -signal.SIGKILL, complaint
@@ -125,18 +131,25 @@ def test_sigkill_before_every_touch_of_the_folder(job_host: Any, tmp_path: Path)
             assert_nothing_torn(out, 6)
         # Every other time the next run is killed as well, so that what is half removed by a resumed job counts too.
         if kills % 2:
-            assert job_host.run([text], out, kill_at=kills + 1, **job)[0] in (0, -signal.SIGKILL)
+            assert job_host.run([text], out, kill_at=touch + 1, **job)[0] in (0, -signal.SIGKILL)
         assert job_host.run([text], out, **job) == (0, "")
         assert contents(out) == expected
-    assert kills >= 25
+        touch += step
+    assert touch > 25
+    assert kills == (touch - 1) // step
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_stop_leaves_no_temporary_file_and_no_lock(job_host: Any, tmp_path: Path, number: int, status: int) -> None:
     text, job = write_lines(tmp_path / "in.txt", 24_000), {"rows_per_shard": 500}
     out = tmp_path / "out"
-    assert job_host.run([text], out, kill_after=0.5, signal=number, **job)[0] == status
+    process = job_host.begin([text], out, **job)
+    while not ((out / "shards.jsonl").exists() and read_shards(out)):
+        time.sleep(0.002)
+    os.kill(process, number)
+    assert job_host.ended(out)[0] == status
     done = assert_nothing_torn(out, 500)
+    assert done
     assert not list(out.glob("*.tmp"))
     assert not (out / ".lock").exists()
     assert job_host.run([text], out, **job) == (0, "")
