@@ -1,4 +1,4 @@
-"""The covering set and its share cover what they say: every kernel, pairs of values, configurations that are shipped."""
+"""The covering set and its share cover what they say: kernels, pairs of values, configurations that are shipped."""
 
 from __future__ import annotations
 
