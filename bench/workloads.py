@@ -202,11 +202,14 @@ def _pieces(targets: np.ndarray, count: TokenCounter) -> list[str]:
     """One run of whole words of the news for each target, of exactly that many tokens, in seeded order."""
     generator = np.random.default_rng(_SEED)
     words, ends, specials = _counted_words(count)
+    # The word that begins behind so many tokens, -1 where none does: looked up, since a search for each is a second.
+    word_behind = np.full(ends[-1] + 1, -1)
+    word_behind[ends[::-1]] = np.arange(len(ends))[::-1]
     texts = []
     for target in generator.permutation(targets):
         wanted = ends + (target - specials)
-        stops = np.searchsorted(ends, wanted)
-        starts = np.flatnonzero((stops < len(ends)) & (ends[np.minimum(stops, len(ends) - 1)] == wanted))
+        stops = word_behind[wanted[wanted <= ends[-1]]]
+        starts = np.flatnonzero(stops >= 0)
         start = int(generator.choice(starts))
         texts.append(" ".join(words[start : stops[start]]))
     return texts

@@ -143,8 +143,9 @@ class Pool:
         self._lock = threading.Lock()
         self._alive: set[_Worker] = set()
         self._lost_starts = 0
-        threads = max((os.cpu_count() or 1) // max(workers, 1), 1)
-        # Each of many processes would start as many compilers and threads as there are CPUs.
+        # Each of many processes would start as many compilers and threads as there are CPUs. What a dry run computes is
+        # so small that a second thread is only waited for.
+        threads = 1 if "--dry" in flags else max((os.cpu_count() or 1) // max(workers, 1), 1)
         asked = {"OMP_NUM_THREADS": str(threads), "TORCHINDUCTOR_COMPILE_THREADS": str(min(threads, 8))}
         # Nothing is fetched; a library that tried would wait for a network that is not there.
         asked["HF_HUB_OFFLINE"] = "1"

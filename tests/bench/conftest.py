@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,14 @@ SMALL: dict[str, dict[str, Any]] = {
     "mt5": {"d_model": 24, "d_kv": 5, "d_ff": 28, "num_layers": 3, "num_heads": 3},
 }
 """`model_type` -> fields with no two sizes equal by accident; the vocabularies are those of the published models."""
+
+
+@pytest.fixture(autouse=True)
+def few_objects_to_look_at() -> Iterator[None]:
+    """Whoever measures collects garbage first: what imports and other tests have left is not looked at."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import gc
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -36,14 +35,6 @@ from padless.engine.errors import InputError
 CPU = torch.device("cpu")
 CEILINGS = Ceilings({"float32": 1.0, "bfloat16": 1.0}, 10.0)
 BATCH = draw_lengths("variable", 60, 20)
-
-
-@pytest.fixture(autouse=True)
-def few_objects_to_look_at() -> Iterator[None]:
-    """Each turn collects garbage first: what other tests have left is not looked at."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -111,6 +111,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         work = replace(WORKLOADS[name], draw=lambda _generator, _tokens, lengths=lengths: np.array(lengths))
         monkeypatch.setitem(model_work.WORKLOADS, name, work)
     monkeypatch.setattr(models, "_loaded", models._Model)
+    monkeypatch.setattr(models, "SECONDS", 0.02)  # a few rounds
 
 
 def measured(family: str, workload: str, *names: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -61,6 +62,30 @@ def test_the_collector_rests_during_a_call_and_is_left_as_found(enabled: bool) -
         assert gc.isenabled() == enabled
     finally:
         (gc.enable if was_enabled else gc.disable)()
+
+
+class _Circle:
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def test_garbage_of_a_turn_is_gone_before_the_next_and_what_was_there_is_not_looked_at() -> None:
+    left: list[weakref.ref[_Circle]] = []
+    alive: list[int] = []
+    frozen: list[int] = []
+
+    def call() -> None:
+        alive.append(sum(each() is not None for each in left))
+        frozen.append(gc.get_freeze_count())
+        left.append(weakref.ref(_Circle()))
+
+    gc.unfreeze()
+    interleave({"a": call, "b": call}, rounds=2, warmups=1)
+    # The second warm-up alone follows a call whose garbage nobody has collected.
+    assert alive[2:] == [0, 0, 0, 0]
+    assert frozen[:2] == [0, 0]
+    assert min(frozen[2:]) > 1000
+    assert gc.get_freeze_count() == 0
 
 
 @pytest.mark.parametrize(("rounds", "warmups"), [(0, 1), (-1, 0), (1, -1)])

@@ -12,6 +12,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = {"a": 9, "b": 2, "c": 3, "d": 3}
+# Neither is asked for anything here, and to import hypothesis takes longer than all else that such a process does.
+PLUGINS = ("-p", "no:cacheprovider", "-p", "no:hypothesispytest")
 BODY = """import os
 from pathlib import Path
 
@@ -47,7 +49,7 @@ def test_each_test_is_run_once(tmp_path: Path, options: tuple[str, ...]) -> None
     try:
         for name, size in SIZES.items():
             (folder / f"test_{name}.py").write_text(BODY.format(size=size))
-        command = [sys.executable, "-m", "pytest", str(folder), "-q", "-p", "no:cacheprovider", f"--claims={claims}"]
+        command = [sys.executable, "-m", "pytest", str(folder), "-q", *PLUGINS, f"--claims={claims}"]
         environment = {**os.environ, "SHARDS_RECORD": str(record)}
         running = [subprocess.Popen([*command, *options], cwd=ROOT, env=environment) for _ in range(3)]
         assert [process.wait(120) for process in running] == [0, 0, 0]
@@ -71,7 +73,7 @@ def test_a_failure_in_any_share_is_a_failure(tmp_path: Path, body: str, status: 
         f"def test_share(number: int) -> None:\n    assert {body}\n"
     )
     try:
-        command = [sys.executable, str(ROOT / "tests" / "shards.py"), str(test), "-q", "-p", "no:cacheprovider"]
+        command = [sys.executable, str(ROOT / "tests" / "shards.py"), str(test), "-q", *PLUGINS]
         assert subprocess.run(command, cwd=ROOT, capture_output=True, timeout=120).returncode == status
     finally:
         test.unlink()
