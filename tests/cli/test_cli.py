@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pty
+import shutil
 import subprocess
 import sys
 import termios
@@ -31,6 +32,12 @@ def model() -> Path:
     assert spec is not None, "install tests/data-requirements.txt"
     assert spec.origin is not None
     return Path(spec.origin).parent / "model"
+
+
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
+    """The model where its files can have second names in a test's folder."""
+    return Path(shutil.copytree(model, tmp_path_factory.mktemp("copied") / "model"))
 
 
 @pytest.fixture
@@ -181,16 +188,16 @@ def test_wrong_call_in_a_process_of_its_own(own_process: Padless, tmp_path: Path
     ids=["model_type", "torn-config", "truncated", "lfs-pointer", "missing-tensors", "torn-tokenizer"],
 )
 def test_damaged_model(
-    padless: Padless, tmp_path: Path, model: Path, name: str, change: Callable[[bytes], bytes], message: str
+    padless: Padless, tmp_path: Path, copied: Path, name: str, change: Callable[[bytes], bytes], message: str
 ) -> None:
-    for path in model.rglob("*"):
-        target = tmp_path / "model" / path.relative_to(model)
+    for path in copied.rglob("*"):
+        target = tmp_path / "model" / path.relative_to(copied)
         if path.is_file():
             target.parent.mkdir(parents=True, exist_ok=True)
             if path.name == name:
                 target.write_bytes(change(path.read_bytes()))
             else:
-                target.symlink_to(path)
+                target.hardlink_to(path)
     (tmp_path / "in.txt").write_text("sun\n")
     assert message in complaint(padless("embed", "in.txt", "out", "--model", "model"))
     assert not (tmp_path / "out").exists()
