@@ -44,13 +44,34 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def watched(folder: Path, cache: Path, *arguments: str) -> dict[str, Any]:
-    interpreted = {"TRITON_INTERPRET": "1"} if "triton" in arguments else {}
-    environment = {**os.environ, **interpreted, "PADLESS_CACHE": str(cache)}
-    command = [sys.executable, str(SCRIPT), str(folder), *arguments]
-    run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout.splitlines()[-1])
+@pytest.fixture(scope="module")
+def caches(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Where each backend's process would keep what it found."""
+    return {backend: tmp_path_factory.mktemp(backend) for backend in ("auto", "triton")}
+
+
+@pytest.fixture(scope="module")
+def watched(folder: Path, caches: dict[str, Path]) -> dict[str, dict[str, Any]]:
+    """What a process of each backend tells, both at the same time; that of triton goes on with a planted search."""
+    running = {}
+    for backend, cache in caches.items():
+        more, interpreted = (["plant"], {"TRITON_INTERPRET": "1"}) if backend == "triton" else ([], {})
+        environment = {**os.environ, **interpreted, "PADLESS_CACHE": str(cache / "cache")}
+        command = [sys.executable, str(SCRIPT), str(folder), backend, *more]
+        running[backend] = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        )
+    found = {}
+    try:
+        for backend, process in running.items():
+            shown, complaint = process.communicate(timeout=300)
+            assert process.returncode == 0, complaint
+            found[backend] = json.loads(shown.splitlines()[-1])
+    finally:
+        for process in running.values():
+            process.kill()
+            process.wait()
+    return found
 
 
 def in_a_call(files: list[str]) -> list[str]:
@@ -58,8 +79,8 @@ def in_a_call(files: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("backend", ["auto", "triton"])
-def test_encode_measures_nothing(folder: Path, tmp_path: Path, backend: str) -> None:
-    found = watched(folder, tmp_path / "cache", backend)
+def test_encode_measures_nothing(watched: dict[str, dict[str, Any]], caches: dict[str, Path], backend: str) -> None:
+    found = watched[backend]
     assert in_a_call(found["clocks"]) == []
     imported = [name.removeprefix("padless.") for name in found["modules"]]
     assert [name for name in imported if name.startswith(MEASURING)] == []
@@ -69,11 +90,11 @@ def test_encode_measures_nothing(folder: Path, tmp_path: Path, backend: str) -> 
     assert (first > 10) == (backend == "triton")
     assert found["same"]
     # What is searched for would be kept.
-    assert list(tmp_path.rglob("*.json")) == []
+    assert list(caches[backend].rglob("*.json")) == []
 
 
-def test_a_planted_search_is_seen(folder: Path, tmp_path: Path) -> None:
-    found = watched(folder, tmp_path / "cache", "triton", "plant")
+def test_a_planted_search_is_seen(watched: dict[str, dict[str, Any]]) -> None:
+    found = watched["triton"]["planted"]
     assert in_a_call(found["clocks"]) == ["kernels/tuned.py"]
     first, second = found["launches"]
     assert first > second
@@ -85,7 +106,10 @@ def test_no_file_that_serves_a_call_names_a_search() -> None:
         for file in sorted((ROOT / folder).rglob("*.py")):
             if "cli" in file.parts:
                 continue
-            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            text = file.read_text(encoding="utf-8")
+            if not any(word in text for word in SEARCHES):
+                continue
+            for node in ast.walk(ast.parse(text)):
                 word = getattr(node, "attr", getattr(node, "id", None))
                 if word in SEARCHES:
                     named.append(f"{file.relative_to(ROOT)}: {word}")

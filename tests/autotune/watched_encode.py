@@ -2,8 +2,8 @@
 
     python watched_encode.py FOLDER BACKEND [plant]
 
-`plant` puts a search into the kernels' lookup: each first call is then timed with two configurations, which whoever
-reads the output must notice.
+`plant` then puts a search into the kernels' lookup, has them forget what they know, and encodes twice more: each first
+call is now timed with two configurations, which whoever reads the output must notice, under `planted`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ROOT = Path(padless.__file__).parent
 TEXTS = ["one", "a few words", ""]
 CLOCKS = ("perf_counter", "monotonic", "process_time", "thread_time", "time", "clock_gettime")
 TIMERS = frozenset(getattr(time, name) for name in dir(time) if name.removesuffix("_ns") in CLOCKS)
-CALLS = ("launch", "do_bench", "do_bench_cudagraph", "elapsed_time", "autotune")
+CALLS = frozenset(("launch", "do_bench", "do_bench_cudagraph", "elapsed_time", "autotune"))
 PLANT = """
 def timed(self, call, device):
     import time
@@ -41,8 +41,7 @@ clocks: set[str] = set()
 def watch(frame: FrameType, event: str, argument: Any) -> None:
     """Note launches of kernels, and which of our files reads a clock or has torch and Triton do so."""
     global launches
-    name = frame.f_code.co_name
-    if event == "call" and name in CALLS:
+    if event == "call" and (name := frame.f_code.co_name) in CALLS:
         file = Path(frame.f_code.co_filename)
         if name != "launch":
             clocks.add(f"{file.name}:{name}")
@@ -55,19 +54,19 @@ def watch(frame: FrameType, event: str, argument: Any) -> None:
 
 
 def plant() -> None:
+    from padless.autotune.lookup import process_lookup
     from padless.kernels import launch as launching
     from padless.kernels import tuned
 
     names: dict[str, Any] = {"original": tuned.Tuned._find, "launch": launching.launch}
     exec(compile(PLANT, str(ROOT / "kernels" / "tuned.py"), "exec"), names)
     tuned.Tuned._find = names["timed"]
+    process_lookup().forget()
 
 
-def main() -> None:
-    folder, backend, *more = sys.argv[1:]
-    encoder = padless.load(folder, device="cpu", dtype="float32", backend=backend)
-    if more == ["plant"]:
-        plant()
+def encode_twice(encoder: Any) -> dict[str, Any]:
+    """What happened in either call."""
+    clocks.clear()
     counts, vectors = [], []
     threading.setprofile(watch)
     sys.setprofile(watch)
@@ -77,12 +76,21 @@ def main() -> None:
         counts.append(launches - before)
     sys.setprofile(None)
     threading.setprofile(None)
-    facts = {
+    return {
         "launches": counts,
         "clocks": sorted(clocks),
         "modules": sorted(name for name in sys.modules if name.startswith("padless.")),
         "same": bool((vectors[0] == vectors[1]).all()),
     }
+
+
+def main() -> None:
+    folder, backend, *more = sys.argv[1:]
+    encoder = padless.load(folder, device="cpu", dtype="float32", backend=backend)
+    facts = encode_twice(encoder)
+    if more == ["plant"]:
+        plant()
+        facts["planted"] = encode_twice(encoder)
     print(json.dumps(facts))
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pty
+import shutil
 import subprocess
 import sys
 import termios
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from padless.engine.cli.app import run
 from padless.engine.cli.info import installed_version
 
 Padless = Callable[..., subprocess.CompletedProcess[str]]
@@ -31,20 +34,41 @@ def model() -> Path:
     return Path(spec.origin).parent / "model"
 
 
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
+    """The model where its files can have second names in a test's folder."""
+    return Path(shutil.copytree(model, tmp_path_factory.mktemp("copied") / "model"))
+
+
 @pytest.fixture
-def padless(tmp_path: Path) -> Padless:
-    """Run `padless` in an empty folder."""
+def padless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Padless:
+    """Run `padless` in an empty folder and in this process, which has torch loaded already."""
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
 
-    def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "padless", *map(str, arguments)],
-            cwd=tmp_path,
-            env={**os.environ, **environment},
-            capture_output=True,
-            text=True,
-        )
+    def call(*arguments: object) -> subprocess.CompletedProcess[str]:
+        capsys.readouterr()
+        with monkeypatch.context() as patch:
+            # Without pytest's handlers a warning that is logged goes to stderr, as it does on a command line.
+            patch.setattr(logging.getLogger(), "handlers", [])
+            try:
+                code = run([str(argument) for argument in arguments])
+            finally:
+                torch.set_num_threads(threads)
+        return subprocess.CompletedProcess(arguments, code, *capsys.readouterr())
 
-    return run
+    return call
+
+
+@pytest.fixture
+def own_process(tmp_path: Path) -> Padless:
+    """Run `python -m padless` in an empty folder."""
+
+    def call(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "padless", *map(str, arguments)]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+
+    return call
 
 
 def complaint(done: subprocess.CompletedProcess[str]) -> str:
@@ -57,9 +81,9 @@ def complaint(done: subprocess.CompletedProcess[str]) -> str:
     return done.stderr.removeprefix("padless: ").rstrip("\n")
 
 
-def test_embed(padless: Padless, tmp_path: Path, model: Path) -> None:
+def test_embed_in_a_process_of_its_own(own_process: Padless, tmp_path: Path, model: Path) -> None:
     (tmp_path / "in.jsonl").write_text('{"n": 1, "body": "sun"}\n{"n": 2, "body": null}\n{"n": 3, "body": "moon"}\n')
-    done = padless("embed", "in.jsonl", "out", "-m", model, "--text-column", "body", "--id-column", "n")
+    done = own_process("embed", "in.jsonl", "out", "-m", model, "--text-column", "body", "--id-column", "n")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     first, figures, bad = done.stdout.splitlines()
@@ -146,6 +170,11 @@ def test_wrong_call(padless: Padless, tmp_path: Path, arguments: str, message: s
     assert not (tmp_path / "out").exists()
 
 
+def test_wrong_call_in_a_process_of_its_own(own_process: Padless, tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("sun\n")
+    assert "Missing option '--model'" in complaint(own_process("embed", "in.txt", "out"))
+
+
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
@@ -159,13 +188,16 @@ def test_wrong_call(padless: Padless, tmp_path: Path, arguments: str, message: s
     ids=["model_type", "torn-config", "truncated", "lfs-pointer", "missing-tensors", "torn-tokenizer"],
 )
 def test_damaged_model(
-    padless: Padless, tmp_path: Path, model: Path, name: str, change: Callable[[bytes], bytes], message: str
+    padless: Padless, tmp_path: Path, copied: Path, name: str, change: Callable[[bytes], bytes], message: str
 ) -> None:
-    for path in model.rglob("*"):
-        target = tmp_path / "model" / path.relative_to(model)
+    for path in copied.rglob("*"):
+        target = tmp_path / "model" / path.relative_to(copied)
         if path.is_file():
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(change(path.read_bytes()) if path.name == name else path.read_bytes())
+            if path.name == name:
+                target.write_bytes(change(path.read_bytes()))
+            else:
+                target.hardlink_to(path)
     (tmp_path / "in.txt").write_text("sun\n")
     assert message in complaint(padless("embed", "in.txt", "out", "--model", "model"))
     assert not (tmp_path / "out").exists()
@@ -239,58 +271,70 @@ def test_help_is_the_manual(padless: Padless, arguments: tuple[str, ...]) -> Non
     assert "Usage: padless" in done.stdout
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["embed", "--help"], ["explain", "--help"], ["sing"]])
-def test_help_and_usage_errors_load_nothing_heavy(arguments: list[str]) -> None:
+def test_help_and_usage_errors_load_nothing_heavy_and_inputs_are_checked_before_the_model_is_loaded() -> None:
+    """All in one process: what the first call had loaded would still be there after the last."""
     code = (
         "import sys\n"
         "from padless.engine.cli.app import run\n"
-        f"run({arguments!r})\n"
-        "print(sorted({'torch', 'triton', 'pyarrow', 'numpy', 'tokenizers'} & set(sys.modules)), file=sys.stderr)\n"
+        "def call(line, heavy):\n"
+        "    code = run(line.split())\n"
+        "    print(line, code, sorted(heavy & set(sys.modules)), file=sys.stderr)\n"
+        "heavy = {'torch', 'triton', 'pyarrow', 'numpy', 'tokenizers'}\n"
+        "for line in ('--help', 'embed --help', 'explain --help', 'sing'):\n"
+        "    call(line, heavy)\n"
+        "call('embed no.txt out -m no-model', {'torch'})\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stderr.splitlines()[-1] == "[]", done.stderr
+    assert [line for line in done.stderr.splitlines() if not line.startswith("padless: ")] == [
+        "--help 0 []",
+        "embed --help 0 []",
+        "explain --help 0 []",
+        "sing 2 []",
+        "embed no.txt out -m no-model 2 []",
+    ]
 
 
-def test_inputs_are_checked_before_the_model_is_loaded() -> None:
-    code = (
-        "import sys\n"
-        "from padless.engine.cli.app import run\n"
-        "code = run(['embed', 'no.txt', 'out', '-m', 'no-model'])\n"
-        "print('torch' in sys.modules, code)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout == "False 2\n"
+def left_pipe() -> int:
+    """The writing end of a pipe that nobody reads any more."""
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    return write_end
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no pipes of that kind")
-def test_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
-    read_end, write_end = os.pipe()
-    os.close(read_end)
-    done = subprocess.run(
-        [sys.executable, "-m", "padless", "info"], stdout=write_end, stderr=subprocess.PIPE, text=True
-    )
-    os.close(write_end)
+def test_reader_that_leaves_is_no_error(padless: Padless) -> None:
+    """What is still to be written when the command ends: closing the file, as Python does then, has no complaint."""
+    with os.fdopen(left_pipe(), "w") as stream, redirect_stdout(stream):
+        done = padless("info")
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no pipes of that kind")
+def test_reader_that_leaves_ends_a_process_in_silence() -> None:
+    pipe = left_pipe()
+    done = subprocess.run([sys.executable, "-m", "padless", "--help"], stdout=pipe, stderr=subprocess.PIPE, text=True)
+    os.close(pipe)
     assert (done.returncode, done.stderr) == (141, "")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a pseudo-terminal")
-def test_progress_bar_on_a_terminal(tmp_path: Path, model: Path) -> None:
+@pytest.mark.parametrize("quiet", [False, True])
+def test_progress_bar_on_a_terminal(padless: Padless, tmp_path: Path, model: Path, quiet: bool) -> None:
     """On a terminal stderr shows rows, speed, padding avoided; with --quiet, or into a file, nothing at all."""
     (tmp_path / "in.txt").write_text("the sun stood still\n" * 301)
-    call = [sys.executable, "-m", "padless", "embed", "in.txt", "out", "-m", str(model), "--overwrite"]
-    shown = {}
-    for quiet in ([], ["--quiet"]):
-        ours, theirs = pty.openpty()
-        termios.tcsetwinsize(theirs, (40, 140))
-        subprocess.run([*call, *quiet], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=theirs, check=True)
-        os.close(theirs)
-        shown[bool(quiet)] = b""
-        with suppress(OSError):  # how Linux says that the other end is closed
-            while part := os.read(ours, 4096):
-                shown[bool(quiet)] += part
-        os.close(ours)
-    assert shown[True] == b""
-    last = shown[False].decode().rsplit("\r", 2)[1]
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (40, 140))
+    with os.fdopen(theirs, "w") as terminal, redirect_stderr(terminal):
+        assert padless("embed", "in.txt", "out", "-m", model, *["--quiet"] * quiet).returncode == 0
+    shown = b""
+    with suppress(OSError):  # how Linux says that the other end is closed
+        while part := os.read(ours, 4096):
+            shown += part
+    os.close(ours)
+    if quiet:
+        assert shown == b""
+        return
+    last = shown.decode().rsplit("\r", 2)[1]
     assert "301/301" in last
     assert "rows/s" in last
     assert "tokens/s, 0% padding avoided" in last

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -39,9 +40,21 @@ def spills(text: str) -> list[str]:
     return [line for loop in inner_loops(text) for line in loop if "(%rsp)" in line and "%zmm" in line]
 
 
-@pytest.mark.parametrize("windowed", [False, True], ids=["full", "windowed"])
-@pytest.mark.parametrize("head_dim", [32, 64, 128])
-@pytest.mark.parametrize("cpu", BF16_CPUS)
+def half_in_soak(*kinds: tuple[Any, ...]) -> list[Any]:
+    """Every second case, so that each value of each argument is among them; the others are run by `make soak`."""
+    return [
+        pytest.param(*kind, marks=pytest.mark.soak if place % 2 else (), id="-".join(map(str, kind)))
+        for place, kind in enumerate(kinds)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("cpu", "head_dim", "windowed"),
+    half_in_soak(
+        *((BF16_CPUS[0], head_dim, windowed) for head_dim in (32, 64, 128) for windowed in (False, True)),
+        *((BF16_CPUS[1], head_dim, windowed) for head_dim in (32, 64, 128) for windowed in (True, False)),
+    ),
+)
 def test_attention_in_bf16(cpu: str, head_dim: int, windowed: bool) -> None:
     text = assembly(attention_code(head_dim, bf16=True, windowed=windowed, biased=False), cpu)
     parts = head_dim // 16
@@ -52,8 +65,10 @@ def test_attention_in_bf16(cpu: str, head_dim: int, windowed: bool) -> None:
     assert spills(text) == []
 
 
-@pytest.mark.parametrize("head_dim", [32, 64])
-@pytest.mark.parametrize("cpu", CPUS)
+@pytest.mark.parametrize(
+    ("cpu", "head_dim"),
+    half_in_soak(*((CPUS[0], 32), (CPUS[0], 64), (CPUS[1], 64), (CPUS[1], 32), (CPUS[2], 32), (CPUS[2], 64))),
+)
 def test_attention_in_fp32(cpu: str, head_dim: int) -> None:
     text = assembly(attention_code(head_dim, bf16=False, windowed=False, biased=True), cpu)
     products = WORDS * ROWS * (BLOCKS + 1) + ROWS * head_dim // 16

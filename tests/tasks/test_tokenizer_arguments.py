@@ -223,12 +223,14 @@ def test_a_length_that_leaves_nothing_to_write_costs_its_row_only(continuer: Pat
     assert str(second) == "a prompt of 9 tokens leaves no room within max_length"
 
 
+@pytest.fixture(scope="module")
+def mt5(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_mt5(tmp_path_factory.mktemp("mt5"))
+
+
 @pytest.mark.parametrize("truncation", [None, False, "do_not_truncate", True, "longest_first", "only_first"])
-def test_texts_to_be_summed_up_are_cut_where_that_is_asked(
-    truncation: bool | str | None, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    folder = write_mt5(tmp_path_factory.mktemp("mt5"))
-    task = ours("text2text-generation", folder)
+def test_texts_to_be_summed_up_are_cut_where_that_is_asked(truncation: bool | str | None, mt5: Path) -> None:
+    task = ours("text2text-generation", mt5)
     task.loaded.tokenizer.max_length = 9
     flagged: list[int] = []
     options = task.options({"max_new_tokens": 2, "num_beams": 1, "truncation": truncation})
@@ -253,16 +255,16 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
 def test_elsewhere_they_are_refused(
     name: str, head: str, config: dict[str, Any], hint: str, option: dict[str, Any], model_folder: ModelFolder
 ) -> None:
-    task = padless.load(model_folder("bert", head, **config), task=name, device="cpu", dtype="float32")
+    task = ours(name, model_folder("bert", head, **config))
     with pytest.raises(OptionError, match=f"^{name}: {next(iter(option))}: no such option{hint}") as caught:
         task.options(option)
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_values_out_of_range_are_refused(classifier: Path, continuer: Path, tmp_path: Path) -> None:
+def test_values_out_of_range_are_refused(classifier: Path, continuer: Path, mt5: Path) -> None:
     classify = ours("text-classification", classifier)
     write = ours("text-generation", continuer)
-    sum_up = padless.load(write_mt5(tmp_path), task="summarization", device="cpu", dtype="float32")
+    sum_up = ours("summarization", mt5)
     rows: list[tuple[Any, dict[str, Any], str]] = [
         (classify, {"truncation": "left"}, "truncation: expected one of"),
         (classify, {"padding": "right"}, "padding: expected one of"),
