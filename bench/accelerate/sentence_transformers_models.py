@@ -16,10 +16,11 @@ import numpy as np
 from ...engine.errors import InputError, OptionError
 from ..machine import describe
 from ..models.measure import measure, threads_of_all
-from ..models.output import report_of, write_csv, write_json
+from ..models.output import report_of, write_csv
 from ..models.system import Job, System, quieten_transformers
 from ..models.systems import make_systems
 from ..models.tables import machine_line, markdown, screen
+from ..reports.files import check_folders, write_json, writing
 from ..workloads import WORKLOADS, default_model
 
 __all__ = ["Accelerated", "run"]
@@ -94,10 +95,7 @@ def run(
     for dtype in dtypes:
         if dtype not in DTYPES:
             raise OptionError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
-    for path in (csv_path, json_path, markdown_path):
-        # Before minutes of work, not after.
-        if path is not None and not Path(path).absolute().parent.is_dir():
-            raise InputError(f"{path}: its folder does not exist")
+    check_folders(csv_path, json_path, markdown_path)
     baseline, *own = make_systems((), dtypes)
     systems = [baseline, *(Accelerated(dtype) for dtype in dict.fromkeys(dtypes)), *own]
     with threads_of_all(threads) as count:
@@ -120,9 +118,10 @@ def run(
     report = report_of([found], None, machine, repeats)
     print(machine_line(report))
     if json_path is not None:
-        write_json(report, Path(json_path))
+        write_json(report, json_path)
     if csv_path is not None:
         write_csv([found], Path(csv_path))
     if markdown_path is not None:
-        Path(markdown_path).write_text(markdown([found], None, machine_line(report), repeats), encoding="utf-8")
+        with writing(markdown_path) as file:
+            file.write(markdown([found], None, machine_line(report), repeats))
     return report

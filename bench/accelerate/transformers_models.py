@@ -8,29 +8,27 @@ figure.
 from __future__ import annotations
 
 import copy
-import datetime
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...engine.errors import InputError, OptionError
+from ...engine.errors import OptionError
 from ...engine.integrations.accelerate.accelerate import accelerate
 from ..machine import describe, versions
 from ..models.batches import PaddedBatches
 from ..models.measure import cut_of, threads_of_all
 from ..models.seeded import SEEDED, model_folder
 from ..models.system import quieten_transformers
-from ..timing import interleave, ratio, spread
+from ..reports.files import check_folders, frame, write_json
+from ..reports.systems import systems_of, table_of
+from ..timing import interleave
 from ..workloads import load_workload
 
 __all__ = ["DTYPES", "MODELS", "check", "run"]
 
-SCHEMA = 1
 MODELS = tuple(SEEDED)
 DTYPES = ("float32", "bfloat16")
 THEIRS, OURS = "transformers", "padless.accelerate"
@@ -81,8 +79,7 @@ def run(
         for one in given:
             if one not in known:
                 raise OptionError(f"{kind} {one!r}: expected some of {', '.join(known)}")
-    if json_path is not None and not json_path.absolute().parent.is_dir():
-        raise InputError(f"{json_path}: cannot be written, there is no folder {json_path.parent}")
+    check_folders(json_path)
     quieten_transformers()
     with threads_of_all(threads) as count:
         machine, reports = describe(count), []
@@ -96,18 +93,10 @@ def run(
             source = {"name": workload, "source": texts.source, "texts": len(texts.texts)}
             reports.append({"model": name, "workload": source, **_measured(place, batches, dtypes, repeats)})
             print(_table(reports[-1], repeats), flush=True)
-    report: dict[str, Any] = {
-        "schema": SCHEMA,
-        "kind": "accelerate",
-        "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": machine,
-        "repeats": repeats,
-        "baseline": BASELINE,
-        "models": reports,
-    }
+    report = frame("accelerate", machine, repeats=repeats, baseline=BASELINE, models=reports)
     print(f"{machine['cpu']}, {machine['threads']} threads of {machine['cpus']} CPUs, commit {machine['commit']}")
     if json_path is not None:
-        json_path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_json(report, json_path)
     return report
 
 
@@ -150,17 +139,8 @@ def _measured(place: Path, batches: Sequence[Batch], dtypes: Sequence[str], repe
         else:
             failed[label] = reason
     seconds = interleave(cases, repeats)
-    systems = [
-        {
-            "system": label.split()[0],
-            "dtype": label.split()[1],
-            "tokens_per_second": asdict(spread([tokens / each for each in own])),
-            "ratio": asdict(ratio(seconds, label, BASELINE)),
-            "seconds": own,
-            "versions": versions("torch", "transformers"),
-        }
-        for label, own in seconds.items()
-    ]
+    both = versions("torch", "transformers")
+    systems = systems_of(seconds, tokens, baseline=BASELINE, versions_of=lambda _: both)
     shape = {"batches": len(batches), "tokens": tokens, "padding_factor": slots / tokens}
     return {"weights": "seeded random", **shape, "systems": systems, "left_out": {}, "failed": failed}
 
@@ -182,16 +162,8 @@ def _call(model: Any, batches: Sequence[Batch]) -> Callable[[], list[Tensor]]:
 
 def _table(report: Mapping[str, Any], repeats: int) -> str:
     factor = report["padding_factor"]
-    lines = [
+    head = (
         f"{report['model']}, {report['tokens']:,} tokens of {report['workload']['name']}, {factor:.2f} times that with "
-        f"padding, in {report['batches']} batches; {repeats} interleaved rounds",
-        f"{'system':<20} {'dtype':<9} {'tok/s':>10} {'p20':>10} {'p80':>10} {'ratio':>7}",
-    ]
-    for system in report["systems"]:
-        rate, times = system["tokens_per_second"], system["ratio"]["median"]
-        lines.append(
-            f"{system['system']:<20} {system['dtype']:<9} {rate['median']:>10,.0f} {rate['p20']:>10,.0f} "
-            f"{rate['p80']:>10,.0f} {times:>6.2f}x"
-        )
-    lines += [f"{label:<30} no number: {reason}" for label, reason in report["failed"].items()]
-    return "\n".join(lines)
+        f"padding, in {report['batches']} batches; {repeats} interleaved rounds"
+    )
+    return "\n".join([head, *table_of(report, "tok/s")])

@@ -8,28 +8,26 @@ has no figure.
 from __future__ import annotations
 
 import copy
-import datetime
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...engine.errors import InputError, OptionError
+from ...engine.errors import OptionError
 from ..machine import describe, versions
 from ..models.measure import threads_of_all
 from ..models.system import quieten_transformers
+from ..reports.files import check_folders, frame, write_json
 from ..reports.rows import OURS
-from ..timing import interleave, ratio, spread
+from ..reports.systems import systems_of, table_of
+from ..timing import interleave
 from .check import check_logits, check_tokens
 from .subjects import SUBJECTS, Subject, make_subject
 
 __all__ = ["DTYPES", "run"]
 
-SCHEMA = 1
 DTYPES = ("float32", "bfloat16")
 THEIRS = "transformers"
 BASELINE = f"{THEIRS} float32"
@@ -76,8 +74,7 @@ def run(
     names = list(SUBJECTS) if list(models) == ["all"] else list(dict.fromkeys(models))
     if not names:
         raise OptionError("models: expected at least one")
-    if json_path is not None and not json_path.absolute().parent.is_dir():
-        raise InputError(f"{json_path}: cannot be written, there is no folder {json_path.parent}")
+    check_folders(json_path)
     quieten_transformers()
     with threads_of_all(threads) as count:
         machine = describe(count)
@@ -86,21 +83,10 @@ def run(
             subject = make_subject(name, workload, texts, fields)
             reports.append(_measure(subject, new_tokens, dtypes, repeats))
             print(_table(reports[-1], repeats), flush=True)
-    report: dict[str, Any] = {
-        "schema": SCHEMA,
-        "kind": "generate",
-        "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": machine,
-        "repeats": repeats,
-        "baseline": BASELINE,
-        "models": reports,
-    }
+    report = frame("generate", machine, repeats=repeats, baseline=BASELINE, models=reports)
     print(f"{machine['cpu']}, {machine['threads']} threads of {machine['cpus']} CPUs, commit {machine['commit']}")
     if json_path is not None:
-        try:
-            json_path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"{json_path}: cannot be written, {error.strerror or error}") from error
+        write_json(report, json_path)
     return report
 
 
@@ -139,17 +125,7 @@ def _measure(subject: Subject, new_tokens: int, dtypes: Sequence[str], repeats: 
             "new_tokens": new_tokens,
         },
         "tokens": count * new_tokens,
-        "systems": [
-            {
-                "system": label.split()[0],
-                "dtype": label.split()[1],
-                "tokens_per_second": asdict(spread([count * new_tokens / each for each in own])),
-                "ratio": asdict(ratio(seconds, label, BASELINE)),
-                "seconds": own,
-                "versions": versions("torch", *([THEIRS] if label.startswith(THEIRS) else [])),
-            }
-            for label, own in seconds.items()
-        ],
+        "systems": systems_of(seconds, count * new_tokens, baseline=BASELINE, versions_of=_versions),
         "left_out": {},
         "failed": failed,
     }
@@ -164,21 +140,15 @@ def _call(model: Any, subject: Subject, new_tokens: int) -> Callable[[], Tensor]
     return call
 
 
+def _versions(system: str) -> dict[str, str]:
+    return versions("torch", *([THEIRS] if system == THEIRS else []))
+
+
 def _in_bf16(model: Any) -> Any:
     return copy.deepcopy(model).to(torch.bfloat16)
 
 
 def _table(report: Mapping[str, Any], repeats: int) -> str:
     workload = report["workload"]
-    lines = [
-        f"{report['model']}, {workload['name']} ({workload['read']:,} tokens read); {repeats} interleaved rounds",
-        f"{'system':<24} {'dtype':<9} {'new tok/s':>10} {'p20':>8} {'p80':>8} {'ratio':>7}",
-    ]
-    for system in report["systems"]:
-        rate, times = system["tokens_per_second"], system["ratio"]["median"]
-        lines.append(
-            f"{system['system']:<24} {system['dtype']:<9} {rate['median']:>10,.1f} {rate['p20']:>8,.1f} "
-            f"{rate['p80']:>8,.1f} {times:>6.2f}x"
-        )
-    lines += [f"{label:<34} no number: {reason}" for label, reason in report["failed"].items()]
-    return "\n".join(lines)
+    head = f"{report['model']}, {workload['name']} ({workload['read']:,} tokens read); {repeats} interleaved rounds"
+    return "\n".join([head, *table_of(report, "new tok/s", digits=1)])

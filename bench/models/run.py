@@ -16,10 +16,11 @@ from typing import Any
 
 from ...engine.errors import InputError, OptionError
 from ..machine import describe
+from ..reports.files import check_folders, write_json, writing
 from ..workloads import WORKLOADS
 from .measure import ModelReport, measure, threads_of_all
 from .mobilebert import AgainstBert, against_bert
-from .output import report_of, write_csv, write_json
+from .output import report_of, write_csv
 from .seeded import MINILM, MODELS, model_folder
 from .systems import make_systems
 from .tables import machine_line, markdown, screen
@@ -77,10 +78,7 @@ def run(
         raise InputError(f"workload {workload!r}: unknown, expected one of {', '.join(WORKLOADS)}")
     names = _names(models)
     make_systems(peers, dtypes)
-    for path in (csv_path, json_path, markdown_path):
-        # Before minutes of work, not after.
-        if path is not None and not Path(path).absolute().parent.is_dir():
-            raise InputError(f"{path}: its folder does not exist")
+    check_folders(csv_path, json_path, markdown_path)
     draw = None if plot is None else _drawer()
     reports: list[ModelReport] = []
     against: AgainstBert | None = None
@@ -104,11 +102,12 @@ def run(
     report = report_of(reports, against, machine, repeats)
     print(machine_line(report))
     if json_path is not None:
-        write_json(report, Path(json_path))
+        write_json(report, json_path)
     if csv_path is not None:
         write_csv(reports, Path(csv_path))
     if markdown_path is not None:
-        Path(markdown_path).write_text(markdown(reports, against, machine_line(report), repeats), encoding="utf-8")
+        with writing(markdown_path) as file:
+            file.write(markdown(reports, against, machine_line(report), repeats))
     if draw is not None and plot is not None:
         for file in draw(report, Path(plot)):
             print(file)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from padless.bench.kernels.files import read_report
 from padless.bench.kernels.run import run
 from padless.engine.cli.app import run as command
 from padless.engine.errors import OptionError
@@ -39,7 +39,7 @@ def test_the_command_measures_what_it_is_asked_for(tmp_path: Path, capsys: pytes
     arguments = "bench kernels --op rms_norm,pool --device cpu --seqlens 8,16 --lengths single,news --dtype float32"
     options = ["--tokens", "32", "--repeats", "3", "--peers", "none", "--json", str(file)]
     assert command([*arguments.split(), *options]) == 0
-    report = read_report(file)
+    report = json.loads(file.read_text())
     found = [(case["op"], case["lengths"], case["tokens"]) for case in report["cases"]]
     assert found[:4] == [("rms_norm", "news", 32), ("rms_norm", "single 8", 8)] * 2
     assert found[4:] == [("pool", "single 8", 8), ("pool", "single 16", 16), ("pool", "news", 32)] * 3
