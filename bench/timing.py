@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-__all__ = ["Spread", "interleave", "ratio", "spread", "time_call"]
+__all__ = ["Spread", "interleave", "only_new_garbage", "ratio", "spread", "time_call"]
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def interleave(
         for call in cases.values():
             call()
     seconds: dict[str, list[float]] = {name: [] for name in cases}
-    with _only_new_garbage():
+    with only_new_garbage():
         for _ in range(rounds):
             for name, call in cases.items():
                 gc.collect()
@@ -100,16 +100,23 @@ def interleave(
     return seconds
 
 
+_depth = 0
+"""Of `only_new_garbage`: the outermost counts. Asking the collector what it has frozen is as slow as a look."""
+
+
 @contextmanager
-def _only_new_garbage() -> Iterator[None]:
+def only_new_garbage() -> Iterator[None]:
     """What is there now is not looked at by the collector: with transformers imported each look takes half a second."""
-    frozen = gc.get_freeze_count()
-    gc.collect()
-    gc.freeze()
+    global _depth
+    if _depth == 0:
+        gc.collect()
+        gc.freeze()
+    _depth += 1
     try:
         yield
     finally:
-        if not frozen:  # else it is another's
+        _depth -= 1
+        if _depth == 0:
             gc.unfreeze()
 
 

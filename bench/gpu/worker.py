@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from ..timing import only_new_garbage
 from .case import Case, Context, Figures, context, first_line
 
 __all__ = ["MODULES", "main"]
@@ -42,8 +43,7 @@ def main(arguments: Sequence[str]) -> None:
     cases = {case.name: case for case in found}
     print(json.dumps([[case.name, case.heavy] for case in found]), file=answers)
     # Garbage is collected behind every case: what the imports have made is none, and takes a tenth of a second a look.
-    gc.freeze()
-    with torch.inference_mode():
+    with only_new_garbage(), torch.inference_mode():
         for line in sys.stdin:
             name = json.loads(line)
             unknown = {"status": "error", "reason": "this process knows no case of this name"}

@@ -22,6 +22,7 @@ from ..gpu.machine import describe_gpu
 from ..lengths import DISTRIBUTIONS, Lengths, draw_lengths
 from ..machine import describe
 from ..reports.files import check_folders, frame, write_json
+from ..timing import only_new_garbage
 from .case import Case
 from .ceilings import measure_ceilings
 from .csv_file import write_csv
@@ -123,12 +124,8 @@ def run(
     count = len(found) * len(names)
     print(f"{count} cases on {place}, {rounds} interleaved rounds each; the ceilings first", flush=True)
     types = [getattr(torch, name) for name in names]
-    # What is there now is never garbage: collecting before each turn must not look at it.
-    gc.collect()
-    gc.freeze()
-    try:
-        with torch.no_grad():
-            ceilings = measure_ceilings(place, types)
+    with only_new_garbage(), torch.no_grad():
+        ceilings = measure_ceilings(place, types)
         report["ceilings"] = asdict(ceilings)
         measure = functools.partial(measure_case, peers=chosen, rounds=rounds, ceilings=ceilings)
         for make in found:
@@ -136,8 +133,6 @@ def run(
                 case = _one(make, dtype, place, measure)
                 report["cases"].append(case)
                 print(case_block(case, len(report["cases"]), count), flush=True)
-    finally:
-        gc.unfreeze()
     print(summary(report))
     if json_path is not None:
         write_json(report, json_path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 
 from padless.bench.models.seeded import write_seeded
+from padless.bench.timing import only_new_garbage
 
 _BERT: dict[str, Any] = {
     "hidden_size": 24,
@@ -42,9 +42,8 @@ SMALL: dict[str, dict[str, Any]] = {
 @pytest.fixture(autouse=True)
 def few_objects_to_look_at() -> Iterator[None]:
     """Whoever measures collects garbage first: what imports and other tests have left is not looked at."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
+    with only_new_garbage():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from padless.bench.timing import Spread, interleave, ratio, spread, time_call
+from padless.bench import timing
+from padless.bench.timing import Spread, interleave, only_new_garbage, ratio, spread, time_call
 
 
 def test_cases_take_turns_and_warm_ups_are_not_counted() -> None:
@@ -69,7 +70,9 @@ class _Circle:
         self.itself = self
 
 
-def test_garbage_of_a_turn_is_gone_before_the_next_and_what_was_there_is_not_looked_at() -> None:
+def test_garbage_of_a_turn_is_gone_before_the_next_and_what_was_there_is_not_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     left: list[weakref.ref[_Circle]] = []
     alive: list[int] = []
     frozen: list[int] = []
@@ -79,12 +82,17 @@ def test_garbage_of_a_turn_is_gone_before_the_next_and_what_was_there_is_not_loo
         frozen.append(gc.get_freeze_count())
         left.append(weakref.ref(_Circle()))
 
+    monkeypatch.setattr(timing, "_depth", 0)  # as for somebody who is the first to measure
     gc.unfreeze()
     interleave({"a": call, "b": call}, rounds=2, warmups=1)
     # The second warm-up alone follows a call whose garbage nobody has collected.
     assert alive[2:] == [0, 0, 0, 0]
     assert frozen[:2] == [0, 0]
     assert min(frozen[2:]) > 1000
+    assert gc.get_freeze_count() == 0
+    with only_new_garbage():
+        interleave({"a": call}, rounds=1)
+        assert gc.get_freeze_count() > 1000
     assert gc.get_freeze_count() == 0
 
 

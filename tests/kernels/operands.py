@@ -16,7 +16,8 @@ from torch import Tensor
 from padless.kernels.launch import Config
 
 __all__ = [
-    "DTYPES", "LAYOUTS", "alike", "distinct", "grid", "laid_out", "normal", "properties", "sampled", "sparse", "spread",
+    "DTYPES", "LAYOUTS", "alike", "distinct", "grid", "in_turn", "laid_out", "normal", "properties", "sampled",
+    "sparse", "spread",
 ]  # fmt: skip
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -96,6 +97,22 @@ def spread(every: int, *axes: Iterable[Any]) -> list[Any]:
     return [
         pytest.param(*values, marks=() if index % every == 0 else pytest.mark.grid)
         for index, values in enumerate(itertools.product(*axes))
+    ]
+
+
+def in_turn(rows: Iterable[Any], *others: Sequence[Any]) -> list[Any]:
+    """All combinations. Each run takes each of the rows once, with the next combination of the others; the full grids
+    take the rest. A row may be several values.
+    """
+    combinations = list(itertools.product(*others))
+    return [
+        pytest.param(
+            *(row if isinstance(row, tuple) else (row,)),
+            *values,
+            marks=() if place == index % len(combinations) else pytest.mark.grid,
+        )
+        for index, row in enumerate(rows)
+        for place, values in enumerate(combinations)
     ]
 
 

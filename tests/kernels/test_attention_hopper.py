@@ -12,6 +12,7 @@ import pytest
 import torch
 from gluon_model import GluonKernel
 from lengths import Packed, packed
+from operands import in_turn
 from torch import Tensor
 from two_times_rule import assert_two_times_rule
 
@@ -54,9 +55,10 @@ def check(data: Packed, got: tuple[Tensor, Tensor], **options: Any) -> None:
         assert_two_times_rule(mine, theirs, truth, what)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
-@pytest.mark.parametrize("head_dim", [64, 128])
-@pytest.mark.parametrize(("keys", "stages"), [(128, 2), (64, 2), (64, 3), (128, 4)])
+@pytest.mark.parametrize(
+    ("keys", "stages", "head_dim", "dtype"),
+    in_turn([(128, 2), (64, 2), (64, 3), (128, 4)], [64, 128], [torch.bfloat16, torch.float16]),
+)
 def test_it_is_right_in_any_order(dtype: torch.dtype, head_dim: int, keys: int, stages: int) -> None:
     data = packed(HOSTILE, 2, 1, head_dim, dtype, seed=keys + stages, magnitude=2.0)
     check(data, attend(data, tiled(keys, stages), seed=stages))

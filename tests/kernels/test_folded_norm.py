@@ -14,6 +14,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from operands import in_turn
 from torch import Tensor, nn
 from triton.runtime.interpreter import InterpretedFunction
 from two_times_rule import assert_two_times_rule
@@ -21,7 +22,7 @@ from two_times_rule import assert_two_times_rule
 import padless
 from padless.engine.batch import PackedBatch
 
-LENGTHS = (9, 1, 14)
+LENGTHS = (9, 1)
 TOKENS = sum(LENGTHS)
 FIELDS: dict[str, dict[str, Any]] = {
     "modernbert": {"hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -160,8 +161,7 @@ class Tripled(nn.Module):
         return 3 * self.inner(x)
 
 
-@each_family
-@pytest.mark.parametrize("place", [3, 6])
+@pytest.mark.parametrize(("family", "place"), in_turn(FIELDS, [3, 6]))
 def test_a_linear_layer_replaced_by_another_is_called(family: str, place: int) -> None:
     def replace(made: Any) -> None:
         path, _, child = LAYERS[family][place].rpartition(".")
@@ -179,8 +179,7 @@ WRITERS += [("mt5", f"encoder.block.0{name}") for name in ("", ".layer.0", ".lay
                                                            ".layer.1.DenseReluDense")]  # fmt: skip
 
 
-@pytest.mark.parametrize(("family", "name"), WRITERS)
-@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize(("family", "name", "inference"), in_turn(WRITERS, [False, True]))
 def test_a_stream_that_a_hook_writes_to_has_other_statistics(family: str, name: str, inference: bool) -> None:
     def shift(module: nn.Module, args: Any, out: Tensor) -> None:
         out.mul_(-2).add_(3)
@@ -216,8 +215,9 @@ def test_fp32_and_gradients_take_the_norm_and_the_product_by_themselves(family: 
     assert all(parameter.grad is not None for name, parameter in made.named_parameters() if "norm" in name)
 
 
-@each_family
-@pytest.mark.parametrize("way", [copy.deepcopy, lambda made: pickle.loads(pickle.dumps(made))], ids=["copy", "pickle"])
+@pytest.mark.parametrize(
+    ("family", "way"), in_turn(FIELDS, [copy.deepcopy, lambda made: pickle.loads(pickle.dumps(made))])
+)
 def test_a_copy_folds_its_own_weights(family: str, way: Any) -> None:
     made = model(family)
     expected = hidden(made)

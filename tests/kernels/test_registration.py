@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from operands import in_turn
 from registration_calls import (
     CALLS,
     HEAD_DIM,
@@ -89,7 +90,9 @@ def test_every_operator_has_its_launcher_and_every_launcher_its_operator() -> No
         assert [(p.name, p.kind, p.default) for p in ours[:-1]] == [(p.name, p.kind, p.default) for p in specified]
 
 
-@pytest.mark.parametrize("lengths", [[3, 1, 6], [2, 0, 5, 0], [0, 0], []], ids=str)
+@pytest.mark.parametrize(
+    ("case", "lengths"), in_turn(CALLS, [[3, 1, 6], [0, 0], [2, 0, 5, 0], []]), indirect=["case"], ids=str
+)
 def test_torch_finds_nothing_wrong_with_the_operator(
     case: tuple[str, Callable[[Sequence[int]], Call]], lengths: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
