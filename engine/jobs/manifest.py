@@ -148,7 +148,8 @@ def read_shards(folder: Path) -> list[ShardRecord]:
     records = []
     for number, line in enumerate(lines, start=1):
         try:
-            records.append(ShardRecord(**json.loads(line)))
+            content = json.loads(line)
+            records.append(ShardRecord(**{**content, "failed_kernels": tuple(content.get("failed_kernels", ()))}))
         except (ValueError, TypeError) as error:
             raise JobError(f"{path}: line {number} is not a shard record ({error})") from error
     return records

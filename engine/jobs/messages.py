@@ -82,6 +82,10 @@ class TaskFacts:
         """The implementations that serve, for people."""
         return self.explanation
 
+    def failed_kernels(self) -> list[str]:
+        """None in this process; the others tell theirs with each shard."""
+        return []
+
     def run(self, rows: Sequence[Row], stats: EncodeStats, on_batch: Callable[[int, int], None]) -> Answers:
         raise NotImplementedError("the model is in another process")
 

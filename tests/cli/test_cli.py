@@ -55,7 +55,8 @@ def padless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
                 code = run([str(argument) for argument in arguments])
             finally:
                 torch.set_num_threads(threads)
-        return subprocess.CompletedProcess(arguments, code, *capsys.readouterr())
+        shown = capsys.readouterr()
+        return subprocess.CompletedProcess(list(map(str, arguments)), code, shown.out, shown.err)
 
     return call
 

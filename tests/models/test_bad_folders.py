@@ -178,7 +178,8 @@ def test_the_command_line_says_one_line_and_exits_with_2(
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     else:
         code = run(["explain", str(folder)])
-        done = subprocess.CompletedProcess([], code, *capsys.readouterr())
+        shown = capsys.readouterr()
+        done = subprocess.CompletedProcess([], code, shown.out, shown.err)
     assert done.returncode == 2
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
