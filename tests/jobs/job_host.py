@@ -23,6 +23,7 @@ import resource
 import shutil
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ from typing import Any
 
 import pyarrow as pa
 import torch
+from tqdm import tqdm
 
 import padless
 import padless.engine.jobs.shard_run
@@ -51,9 +53,11 @@ NO_NAMESPACES = 77
 def main(model: str) -> None:
     """Serve until stdin ends."""
     torch.set_num_threads(1)  # threads would not live on in a fork
-    pa.array(
-        [0]
-    )  # imports pandas, where there is one, which each fork would otherwise do: most of what a small job costs
+    # Bars have a lock that forks share: one that is killed while it holds it would stop all others for good.
+    tqdm.monitor_interval = 0
+    tqdm.set_lock(threading.RLock())
+    # Imports pandas, where there is one, which each fork would otherwise do: most of what a small job costs.
+    pa.array([0])
     task = EmbeddingTask(padless.load(model, device="cpu", dtype="float32"))
     print("ready", flush=True)
     for line in sys.stdin:
