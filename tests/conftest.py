@@ -1,11 +1,14 @@
-"""What all tests share: the process they may run in, and no network."""
+"""What all tests share: the process they may run in, no network, and a system that refuses memory for code."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +24,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--whole-files", action="store_true", help="with --claims: whole files, so that fixtures are made once"
     )
+
+
+@pytest.fixture
+def no_memory_for_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LLVM is refused the memory that machine code runs in, as hardened systems do; what is compiled already serves."""
+    binding = pytest.importorskip("llvmlite.binding", reason="needs package llvmlite, not installed")
+    if missing := import_module("padless.kernels.llvm.host").missing_features(import_module("torch").float32):
+        pytest.skip("; ".join(missing))
+
+    def refused(*_: Any) -> None:
+        raise RuntimeError("LLVM ERROR: Unable to allocate section memory!")
+
+    monkeypatch.setattr(binding, "create_mcjit_compiler", refused)
+    # Whatever another test was told counts as told.
+    bind = import_module("padless.engine.ops.bind")
+    monkeypatch.setattr(bind, "_warn_once", functools.cache(bind._warn_once.__wrapped__))
 
 
 @pytest.hookimpl(trylast=True)

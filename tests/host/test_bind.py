@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -661,22 +660,6 @@ def test_what_no_row_could_do_is_no_reason_to_change_the_row() -> None:
 
 
 # Rows that LLVM compiles for the CPU at hand, where it cannot.
-
-
-@pytest.fixture
-def no_memory_for_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    """LLVM is refused the memory that machine code runs in, as hardened systems do."""
-    binding = pytest.importorskip("llvmlite.binding", reason="needs package llvmlite, not installed")
-    if missing := import_module("padless.kernels.llvm.host").missing_features(torch.float32):
-        pytest.skip("; ".join(missing))
-
-    def refused(*_: Any) -> None:
-        raise RuntimeError("LLVM ERROR: Unable to allocate section memory!")
-
-    monkeypatch.setattr(binding, "create_mcjit_compiler", refused)
-    # Whatever another test was told counts as told.
-    bind = import_module("padless.engine.ops.bind")
-    monkeypatch.setattr(bind, "_warn_once", functools.cache(bind._warn_once.__wrapped__))
 
 
 UNUSUAL = 208

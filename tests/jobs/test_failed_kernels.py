@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +20,12 @@ from padless.engine.jobs.embedding import EmbeddingTask
 from padless.engine.jobs.manifest import read_shards
 from padless.engine.jobs.run import run_job
 
+pytestmark = pytest.mark.usefixtures("no_memory_for_code")
+
 LINES = ("the sun stood still", "and the moon", "bread", "river stone night")
 WIDTH = 176
 """Channels of a row, of no other test: a kernel that this process has compiled would serve."""
 FAILURE = "norm: cpu_llvm failed when it was called: RuntimeError: LLVM ERROR: Unable to allocate section memory!"
-
-
-@pytest.fixture(autouse=True)
-def no_memory_for_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    """LLVM is refused the memory that machine code runs in, as hardened systems do."""
-    binding = pytest.importorskip("llvmlite.binding", reason="needs package llvmlite, not installed")
-    if missing := import_module("padless.kernels.llvm.host").missing_features(torch.float32):
-        pytest.skip("; ".join(missing))
-
-    def refused(*_: Any) -> None:
-        raise RuntimeError("LLVM ERROR: Unable to allocate section memory!")
-
-    monkeypatch.setattr(binding, "create_mcjit_compiler", refused)
 
 
 @pytest.fixture(scope="module", params=[BertModel, BertForSequenceClassification])

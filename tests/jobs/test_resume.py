@@ -144,7 +144,9 @@ def test_stop_leaves_no_temporary_file_and_no_lock(job_host: Any, tmp_path: Path
     text, job = write_lines(tmp_path / "in.txt", 24_000), {"rows_per_shard": 500}
     out = tmp_path / "out"
     process = job_host.begin([text], out, **job)
+    latest = time.monotonic() + 120  # a job that never commits must not hang the suite; it takes a second or two
     while not ((out / "shards.jsonl").exists() and read_shards(out)):
+        assert time.monotonic() < latest
         time.sleep(0.002)
     os.kill(process, number)
     assert job_host.ended(out)[0] == status
