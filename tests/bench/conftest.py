@@ -39,9 +39,12 @@ SMALL: dict[str, dict[str, Any]] = {
 """`model_type` -> fields with no two sizes equal by accident; the vocabularies are those of the published models."""
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="package")
 def few_objects_to_look_at() -> Iterator[None]:
-    """Whoever measures collects garbage first: what imports and other tests have left is not looked at."""
+    """Whoever measures collects garbage first: what imports and other tests have left is not looked at.
+
+    Once for all tests here: to freeze and to thaw what is there takes half a second.
+    """
     with only_new_garbage():
         yield
 

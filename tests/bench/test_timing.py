@@ -94,6 +94,7 @@ def test_garbage_of_a_turn_is_gone_before_the_next_and_what_was_there_is_not_loo
         interleave({"a": call}, rounds=1)
         assert gc.get_freeze_count() > 1000
     assert gc.get_freeze_count() == 0
+    gc.freeze()  # as conftest.py has it for the tests that follow
 
 
 @pytest.mark.parametrize(("rounds", "warmups"), [(0, 1), (-1, 0), (1, -1)])
