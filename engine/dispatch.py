@@ -38,14 +38,14 @@ def _fixed(target: str) -> Impl:
     return Impl("cpu_fixed", f"{_OPS}.cpu.{target}", Requires("cpu"), deterministic=True, traceable=False)
 
 
-def _llvm(target: str, *, deterministic: bool = True, traceable: bool = False) -> Impl:
-    """A row whose kernel LLVM compiles for the CPU at hand; a text's bits are its own unless a GEMM is part of it."""
+def _llvm(target: str, *, traceable: bool = False) -> Impl:
+    """A row whose kernel LLVM compiles for the CPU at hand. Where a library is part of it, it refuses deterministic."""
     requires = Requires("cpu", packages=("llvmlite",), dtypes=(torch.float32, torch.bfloat16))
     return Impl(
         "cpu_llvm",
         f"{_OPS}.cpu.{target}",
         requires,
-        deterministic=deterministic,
+        deterministic=True,
         just_in_time=True,
         traceable=traceable,
     )
@@ -68,7 +68,7 @@ TABLE: dict[str, tuple[Impl, ...]] = {
     ),
     "linear": (
         _triton("linear:linear"),
-        _llvm("vector_linear:linear", deterministic=False),
+        _llvm("vector_linear:linear"),
         Impl("cpu", f"{_OPS}.cpu.linear:linear", Requires("cpu"), traceable=False),
         _fixed("tiled_linear:linear"),
         Impl("eager", f"{_OPS}.linear:linear", differentiable=True),

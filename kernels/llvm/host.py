@@ -10,7 +10,7 @@ from functools import cache
 
 import torch
 
-__all__ = ["in_parts", "missing_features"]
+__all__ = ["has_tiles", "in_parts", "missing_features"]
 
 WORTH_A_THREAD = 1 << 16
 """Numbers below which a part is not worth handing to another core: some ten microseconds of work."""
@@ -24,6 +24,11 @@ def missing_features(dtype: torch.dtype) -> list[str]:
     has = _features()
     missing = [name for name in needed if not has.get(name)]
     return [f"needs a CPU with {', '.join(missing)}, this one has not"] if missing else []
+
+
+def has_tiles() -> bool:
+    """Whether this CPU multiplies bf16 in tiles (AMX), which kernels here do not, and libraries do."""
+    return bool(_features().get("amx-bf16"))
 
 
 def in_parts(count: int, numbers: int, run: Callable[[int, int], None]) -> None:

@@ -174,6 +174,8 @@ def test_on_a_cpu_with_avx_512_the_rows_compiled_by_llvm_come_first(dtype: torch
     served += [
         ("linear", {"epilogue": name, "gated": gated}) for name in ("gelu", "gelu_tanh") for gated in (False, True)
     ]
+    if dtype == torch.bfloat16:
+        served += [("linear", {"epilogue": name, "hidden": 384, "inner": 1536}) for name in ("none", "relu")]
     for op, facts in served:
         assert resolve(call(op, dtype=dtype, **facts)).impl.name == "cpu_llvm"
     left = [("attention", {"window": "causal"}, "needs window full or sliding, got causal"),
@@ -316,9 +318,12 @@ def test_a_named_backend_passes_over_better_rows_and_says_so() -> None:
 
 
 @pytest.mark.usefixtures("vectors")
-def test_of_the_rows_compiled_by_llvm_all_but_the_product_are_deterministic() -> None:
+def test_of_the_rows_compiled_by_llvm_all_but_a_library_s_product_are_deterministic() -> None:
     for op, row in (("attention", "cpu_llvm"), ("norm", "cpu_llvm"), ("no_norm", "cpu_llvm"), ("linear", "cpu_fixed")):
         assert resolve(call(op, epilogue="gelu" if op == "linear" else None, deterministic=True)).impl.name == row
+    shapes = {"hidden": 1536, "inner": 384, "epilogue": "gelu", "deterministic": True}
+    for dtype, row in ((torch.bfloat16, "cpu_llvm"), (torch.float32, "cpu_fixed")):
+        assert resolve(call("linear", dtype=dtype, **shapes)).impl.name == row
 
 
 @pytest.mark.usefixtures("no_vectors")

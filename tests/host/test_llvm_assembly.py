@@ -16,6 +16,9 @@ from padless.kernels.llvm.attention import BLOCKS, PARTS, ROWS, WORDS, attention
 from padless.kernels.llvm.code import Code
 from padless.kernels.llvm.compiled import assembly
 from padless.kernels.llvm.norm import norm_code
+from padless.kernels.llvm.product import COLUMNS, product_code
+from padless.kernels.llvm.product import ROWS as PRODUCT_ROWS
+from padless.kernels.llvm.product import WORDS as PRODUCT_WORDS
 
 CPUS = ("skylake-avx512", "sapphirerapids", "znver4")
 BF16_CPUS = CPUS[1:]
@@ -74,6 +77,15 @@ def test_attention_in_fp32(cpu: str, head_dim: int) -> None:
     products = WORDS * ROWS * (BLOCKS + 1) + ROWS * head_dim // 16
     assert len(re.findall(r"vfn?madd\d+ps\s.*zmm", text)) >= products
     assert spills(text) == []
+
+
+@pytest.mark.parametrize("cpu", BF16_CPUS)
+@pytest.mark.parametrize(("inputs", "epilogue", "gated"), [(384, "gelu", False), (1024, "gelu_tanh", True)])
+def test_the_product(cpu: str, inputs: int, epilogue: str, gated: bool) -> None:
+    text = assembly(product_code(inputs, epilogue, gated=gated, biased=True, added=False), cpu)
+    assert text.count("vdpbf16ps") == PRODUCT_WORDS * PRODUCT_ROWS * COLUMNS
+    assert spills(text) == []
+    assert "call" not in text
 
 
 @pytest.mark.parametrize("cpu", BF16_CPUS)
