@@ -53,6 +53,13 @@ MULTIPLICATIONS_A_NUMBER = 160
 """What takes as long as to read and write a number: how much work another core is worth, see `in_parts`."""
 
 
+_PARAMETERS: dict[str, str] = {
+    **dict.fromkeys(("x", "weight", "bias", "residual", "out"), "pointer"),
+    **dict.fromkeys(("x_row", "residual_row", "out_row"), "integer"),
+    **dict.fromkeys(("first_panel", "end_panel", "first_row", "end_row"), "integer"),
+}
+
+
 def _none(_: Code, x: Value, *, exact: bool) -> Value:
     return x
 
@@ -165,9 +172,7 @@ def product_code(
         added: a residual is added last.
         wide: the result is fp32, otherwise bf16.
     """
-    pointers = ("x", "weight", "bias", "residual", "out")
-    integers = ("x_row", "residual_row", "out_row", "first_panel", "end_panel", "first_row", "end_row")
-    code = Code("product", dict.fromkeys(pointers, "pointer") | dict.fromkeys(integers, "integer"))
+    code = Code("product", _PARAMETERS)
     pair = 4 * PANEL
     parts = COLUMNS // (2 if gated else 1)
     activation = EPILOGUES[epilogue]

@@ -54,7 +54,9 @@ def made(
 def assert_twice_eager(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, **options: Any) -> None:
     """The one bound that serves all kernels, see CONTRIBUTING.md."""
     same = eager.linear(x, weight, bias, **options)
-    wide = {name: value.double() if isinstance(value, Tensor) else value for name, value in options.items()}
+    wide: dict[str, Any] = {
+        name: value.double() if isinstance(value, Tensor) else value for name, value in options.items()
+    }
     exact = eager.linear(x.double(), weight.double(), None if bias is None else bias.double(), **wide)
     assert out.dtype == same.dtype
     assert out.shape == same.shape

@@ -137,7 +137,7 @@ def _compiled(
         return _turned(product.multiply(x, weight), turned, rope)
     added = residual if not wide and residual is not None and residual.dtype == x.dtype else None
     out = product.multiply(x, weight, epilogue=epilogue, residual=added, wide=wide)
-    return out if residual is added else residual + out
+    return out if residual is None or residual is added else residual + out
 
 
 def _turned(out: Tensor, turned: int, rope: Rotation) -> Tensor:
