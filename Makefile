@@ -11,7 +11,7 @@ PARTS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --quiet --quiet --disable-pip-version-check
-# pip would compile what it installs on one CPU: longer than all else it does. What does not compile is nobody's import.
+# pip would compile what it installs on one CPU. What does not compile is nobody's import.
 BYTECODE := $(BIN)/python -m compileall -q -j 0 -x '/tests?/' $(VENV)/lib >/dev/null 2>&1 || true
 PYTEST := $(BIN)/python -m pytest
 UNSET := env -u TRITON_INTERPRET

@@ -12,8 +12,8 @@ channels and the 32 that gate them. A row's bits depend on itself alone: its sum
 channels, whatever stands beside it.
 
 FLOPs: `2 * tokens * in_features * out_features`, at most 64 a cycle: 227 GFLOP/s on one Zen 4 core at 3.55 GHz.
-Measured at MiniLM's shapes and 2,018 tokens on one core: 219 to 229, oneDNN 193 to 215; on two at once 1.02 to 1.1
-times oneDNN.
+Measured at MiniLM's shapes, the best of nine on one core, before rows went in blocks: 215 to 224, oneDNN 193 to 215; on
+two at once 1.02 to 1.1 times oneDNN.
 """
 
 from __future__ import annotations
@@ -51,7 +51,6 @@ STEP = 2 * WORDS
 
 MULTIPLICATIONS_A_NUMBER = 160
 """What takes as long as to read and write a number: how much work another core is worth, see `in_parts`."""
-
 
 _PARAMETERS: dict[str, str] = {
     **dict.fromkeys(("x", "weight", "bias", "residual", "out"), "pointer"),

@@ -64,7 +64,8 @@ def unsupported(call: Call) -> list[str]:
     compiled = not reasons and _is_compiled(call)
     if not reasons and call.deterministic and not compiled:
         return ["needs bfloat16 and features in multiples of 64 from multiples of 8 where deterministic=True"]
-    if not compiled:
+    if not (compiled and call.deterministic):
+        # Small products of several threads are a library's.
         reasons = cpu.unsupported(call) or reasons
     if call.rope:
         if (call.head_dim or 0) % 32:
